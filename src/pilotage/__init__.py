@@ -1,0 +1,1 @@
+"""Pilotage: large language models in production, from one file."""

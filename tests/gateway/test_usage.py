@@ -76,3 +76,18 @@ def test_a_line_that_comes_in_two_parts_is_one_entry(tmp_path: Path):
         assert list(tail.read()) == []
         writer.write(line[20:])
     assert [e.request_id for e in tail.read()] == ["whole"]
+
+
+def test_what_is_written_to_the_old_log_until_the_new_one_is_there_counts(tmp_path: Path):
+    path = tmp_path / "access.log"
+    tail = LogTail(path, largest_bytes=10, rotate=lambda: None)
+    with path.open("ab", buffering=0) as old:
+        old.write(entry(request_id="first") + b"\n")
+        assert [e.request_id for e in tail.read()] == ["first"]
+        reading = tail.read()
+        # Envoy is told to open the log anew; its last line to the old one and the new file come between two looks.
+        old.write(entry(request_id="late") + b"\n")
+        with path.open("ab", buffering=0) as new:
+            new.write(entry(request_id="new") + b"\n")
+        assert [e.request_id for e in reading] == ["late"]
+        assert [e.request_id for e in tail.read()] == ["new"]

@@ -15,6 +15,13 @@ class Outcome:
     whole: int = 0
     wrong: list[str] = field(default_factory=list)
 
+    async def more(self, count: int, *, within_s: float = 90) -> None:
+        """Wait until `count` more requests have been answered, one way or the other."""
+        wanted = self.whole + len(self.wrong) + count
+        async with asyncio.timeout(within_s):
+            while self.whole + len(self.wrong) < wanted:
+                await asyncio.sleep(0.05)
+
 
 async def ask(client: httpx.AsyncClient, url: str, model: str, *, tokens: int, stream: bool, outcome: Outcome) -> None:
     """One request without retries; a stream must end as it should."""

@@ -28,7 +28,7 @@ def test_up_serves_and_down_leaves_nothing_behind(machine: Laptop):
     down = machine.run("down")
     assert down.returncode == 0, down.stderr
     assert machine.services() == []
-    machine.until(lambda: not machine.processes(), within_s=10)
+    machine.until(lambda: not machine.processes(), within_s=60)
     assert not list((machine.home / "state" / "replicas").iterdir())
 
 
@@ -36,14 +36,13 @@ async def test_a_changed_file_replaces_every_replica_and_no_request_is_lost(mach
     machine.up(simulated("sim", *FAST))
     before = {r["name"] for r in machine.replicas()}
     async with load(machine.url, streams=12) as outcome:
-        await asyncio.sleep(1)
+        await outcome.more(12)
         await asyncio.to_thread(machine.up, simulated("sim", *FAST, "--output-tokens=7"))
-        await asyncio.sleep(0.5)
+        await outcome.more(12)
     after = {r["name"] for r in machine.replicas(phase="Ready")}
     assert len(after) == 2
     assert not before & after
     assert outcome.wrong == []
-    assert outcome.whole > 20
 
 
 async def test_a_killed_daemon_is_restarted_and_takes_up_what_runs(machine: Laptop):
@@ -51,10 +50,10 @@ async def test_a_killed_daemon_is_restarted_and_takes_up_what_runs(machine: Lapt
     before = {r["name"] for r in machine.replicas()}
     (old,) = machine.daemons()
     async with load(machine.url, streams=8) as outcome:
-        await asyncio.sleep(0.5)
+        await outcome.more(8)
         old.send_signal(signal.SIGKILL)
-        await asyncio.to_thread(machine.until, lambda: any(p.pid != old.pid for p in machine.daemons()), within_s=20)
-        await asyncio.sleep(1)
+        await asyncio.to_thread(machine.until, lambda: any(p.pid != old.pid for p in machine.daemons()), within_s=60)
+        await outcome.more(8)
     assert outcome.wrong == []
     assert {r["name"] for r in machine.replicas(phase="Ready")} == before
 
@@ -62,11 +61,11 @@ async def test_a_killed_daemon_is_restarted_and_takes_up_what_runs(machine: Lapt
 async def test_a_killed_picker_costs_no_request(machine: Laptop):
     machine.up(simulated("sim", *FAST))
     async with load(machine.url, streams=8) as outcome:
-        await asyncio.sleep(0.5)
+        await outcome.more(8)
         machine.kill("pilotage.gateway")
-        await asyncio.sleep(3)
+        # Those that run, those that are held, and those that find a new picker.
+        await outcome.more(24)
     assert outcome.wrong == []
-    assert outcome.whole > 20
 
 
 async def test_a_killed_envoy_comes_back(machine: Laptop):
@@ -74,7 +73,7 @@ async def test_a_killed_envoy_comes_back(machine: Laptop):
     machine.kill("/envoy")
     await asyncio.sleep(0.2)
     outcome = Outcome()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     async with httpx.AsyncClient(timeout=30) as client:
         while not outcome.whole and time.monotonic() < deadline:
             outcome.wrong.clear()
@@ -100,7 +99,7 @@ def test_a_hung_engine_is_found_by_its_progress_and_a_slow_loading_one_is_left_a
         first = machine.replicas()[0]
         assert first["startupSeconds"]["Loading"] >= 6
         psutil.Process(first["pid"]).send_signal(signal.SIGSTOP)
-        machine.until(lambda: first["name"] not in {r["name"] for r in machine.replicas()}, within_s=30)
+        machine.until(lambda: first["name"] not in {r["name"] for r in machine.replicas()}, within_s=60)
         assert "the engine hangs" in machine.run("explain", "sim").stdout
         machine.until(lambda: len(machine.replicas(phase="Ready")) == 1)
         assert not psutil.pid_exists(first["pid"])
@@ -168,7 +167,7 @@ def test_two_users_live_side_by_side_and_a_taken_port_is_said_before_anything_st
         assert not other.named("pilotage.agent")
         assert other.services() == []
         # Nor does the daemon stay that was asked in vain.
-        other.until(lambda: not other.processes(), within_s=30)
+        other.until(lambda: not other.processes(), within_s=60)
         other.port = other.port + 1 if other.port + 1 != machine.metrics_port else other.port + 2
         other.up(simulated("sim", *FAST, replicas=1))
         assert len(machine.replicas(phase="Ready")) == len(other.replicas(phase="Ready")) == 1
@@ -202,7 +201,7 @@ def test_when_all_caretakers_are_killed_at_once_nothing_stays_for_long(machine: 
     for process in [*machine.named("guardian.py"), *machine.daemons()]:
         process.send_signal(signal.SIGKILL)
     # Replicas end by themselves; the gateway's own limit is a minute.
-    machine.until(lambda: not machine.named("pilotage.agent"), within_s=40)
+    machine.until(lambda: not machine.named("pilotage.agent"), within_s=90)
     assert not machine.named("simulated.server")
 
 
@@ -210,7 +209,7 @@ def test_a_killed_guardian_is_replaced(machine: Laptop):
     machine.up(simulated("sim", *FAST, replicas=1))
     old = machine.named("guardian.py")[0]
     old.send_signal(signal.SIGKILL)
-    machine.until(lambda: any(p.pid != old.pid for p in machine.named("guardian.py")), within_s=15)
+    machine.until(lambda: any(p.pid != old.pid for p in machine.named("guardian.py")), within_s=60)
 
 
 def test_ctrl_c_drains_and_a_second_one_stops_at_once(machine: Laptop):
@@ -342,7 +341,7 @@ def test_secrets_of_the_command_count_and_reach_no_engine(machine: Laptop):
     # The daemon's successor knows the hash, and needs no secret.
     (old,) = machine.daemons()
     old.send_signal(signal.SIGKILL)
-    machine.until(lambda: any(p.pid != old.pid for p in machine.daemons()), within_s=20)
+    machine.until(lambda: any(p.pid != old.pid for p in machine.daemons()), within_s=60)
     body = {"model": "keyed", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
     url = f"{machine.url}/v1/chat/completions"
     assert httpx.post(url, json=body).status_code == 401
@@ -378,6 +377,6 @@ def test_a_gateway_that_cannot_start_is_said_with_its_last_words(machine: Laptop
         thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         thief.bind(("127.0.0.1", machine.port))
         thief.listen()
-        machine.until(lambda: machine.condition("GatewayProgrammed")["reason"] == "GatewayFailing", within_s=40)
+        machine.until(lambda: machine.condition("GatewayProgrammed")["reason"] == "GatewayFailing", within_s=90)
         assert "envoy keeps ending" in machine.condition("GatewayProgrammed")["message"]
     machine.until(lambda: machine.condition("Ready")["reason"] == "Serving", within_s=60)

@@ -20,9 +20,8 @@ def record(*, replicas: int = 1, resolved: bool = True, deleting: bool = False) 
         weights_path=None, weights_source="hf://a/b@c", weights_digest="d", store_entry=None, context_tokens=1024, slots=2,
         shared_bytes=1, replica_bytes=2, cache_tokens=2048, reason="it fits",
     )  # fmt: skip
-    return ServiceRecord(
-        service=service, created_s=1.0, resolved=plan if resolved else None, delete_within_s=0.0 if deleting else None
-    )
+    fresh = ServiceRecord(service=service, created_s=1.0, delete_within_s=0.0 if deleting else None)
+    return fresh.model_copy(update={"resolved": plan, "resolved_for": fresh.planning_key}) if resolved else fresh
 
 
 def replica(of: ServiceRecord, phase: Phase = Phase.READY) -> ReplicaRecord:

@@ -170,11 +170,15 @@ class Agent:
 
     async def _drain(self) -> None:
         """Wait until the engine is idle, for as long as was granted."""
+        was_ready = self._phase is Phase.READY
         self._enter(Phase.DRAINING)
+        if not was_ready:
+            # It was never sent a request.
+            return
         deadline_s = time.monotonic() + (self._stop_within_s or 0.0)
         headers = {"authorization": f"Bearer {self._config.engine_key}"}
         async with aiohttp.ClientSession(f"http://{self._config.endpoint}", headers=headers) as session:
-            while time.monotonic() < deadline_s:
+            while time.monotonic() < deadline_s and self._engine and self._engine.returncode is None:
                 self._sample = await self._measure(session)
                 # No answer is not idleness: it may be busy with a long batch.
                 if self._sample is not None and not self._sample.running:

@@ -64,7 +64,7 @@ class Daemon:
     def start(self) -> None:
         """Make sure that it runs. Raises Unavailable when it does not come up."""
         self._directories.create()
-        self._until_answering(starting=True)
+        self._until_answering()
 
     def until_ended(self) -> None:
         """Wait until no daemon runs, at most for some seconds."""
@@ -83,7 +83,7 @@ class Daemon:
         body = {"services": list(services), "gateway": gateway, "secrets": told}
         try:
             return dict(self._call("POST", "/v1/apply", body))
-        except DaemonEnding:
+        except (DaemonEnding, NotRunning):
             self.until_ended()
             self.start()
             return dict(self._call("POST", "/v1/apply", body))
@@ -122,7 +122,7 @@ class Daemon:
             if not self._directories.wanted_file.exists():
                 raise NotRunning from error
             # Its guardian brings it back; after a reboot nobody does.
-            self._until_answering(starting=True)
+            self._until_answering(while_wanted=True)
             return self._call(method, path, body)
         except httpx.HTTPError as error:
             raise Unavailable(
@@ -142,14 +142,16 @@ class Daemon:
         except httpx.HTTPError:
             return False
 
-    def _until_answering(self, *, starting: bool = False) -> None:
+    def _until_answering(self, *, while_wanted: bool = False) -> None:
         began_s = time.monotonic()
         tried_s = float("-inf")
         while time.monotonic() - began_s < START_DEADLINE_S:
             if self._answers():
                 return
+            if while_wanted and not self._directories.wanted_file.exists():
+                raise NotRunning
             # A daemon that is ending still has the lock; the next one is started once it is gone.
-            if starting and not self._is_locked() and time.monotonic() - tried_s > RESTART_EVERY_S:
+            if not self._is_locked() and time.monotonic() - tried_s > RESTART_EVERY_S:
                 tried_s = time.monotonic()
                 spawn(daemon_command(), log=self._directories.logs / "daemon.log")
             time.sleep(POLL_S)

@@ -84,9 +84,14 @@ class DaemonProcess:
             asyncio.create_task(stop.wait()),
         ]
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        over = tasks[2] in done
+        for task in done:
+            if error := task.exception():
+                log.error("daemon_failed", exc_info=error)
+        over = tasks[2] in done and tasks[2].exception() is None
         if over:
             self._ending = True
+            # From here on a command that finds nobody at the socket knows that nobody will come.
+            self._directories.wanted_file.unlink(missing_ok=True)
             await asyncio.sleep(LINGER_S)
             await control.cleanup()
             self._clear_away()
@@ -112,7 +117,6 @@ class DaemonProcess:
             await asyncio.sleep(0.1)
 
     def _clear_away(self) -> None:
-        self._directories.wanted_file.unlink(missing_ok=True)
         self._gateway.stop()
         ServiceRecords(self._directories.services).delete_gateway()
         for name in ("engine-key", "alive"):
@@ -125,7 +129,7 @@ class DaemonProcess:
             reap()
             with contextlib.suppress(OSError):
                 # A full disk must not end the daemon.
-                trim_logs(self._directories.logs)
+                trim_logs(self._directories.logs, in_use=self._operator.replica_names)
             await asyncio.sleep(ALIVE_EVERY_S)
 
     def _ensure_guardian(self) -> None:
@@ -158,9 +162,9 @@ class DaemonProcess:
         return web.json_response({"version": installed_version()})
 
     async def _apply(self, request: web.Request) -> web.Response:
+        said = await request.json()
         if self._ending:
             raise Ending("the daemon is ending", hint="try again")
-        said = await request.json()
         try:
             services = [LLMService.model_validate_json(orjson.dumps(entry)) for entry in said["services"]]
             gateway = LLMGateway.model_validate_json(orjson.dumps(said["gateway"])) if said["gateway"] else None
@@ -169,7 +173,7 @@ class DaemonProcess:
                 f"this daemon does not know a field: {error.errors()[0]['loc']}",
                 hint="`pilotage version` shows whether command and daemon differ; `pilotage down` ends the old one",
             ) from error
-        self._machine.told.update(said.get("secrets", {}))
+        self._machine.tell(said.get("secrets", {}))
         wanted = gateway or self._operator.gateway_resource
         self._require_keys(services, wanted)
         if self._gateway.is_configured:

@@ -2,7 +2,8 @@
 
 import os
 import secrets
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from pilotage.fleet.local.directories import Directories
 from pilotage.fleet.local.gateway_host import GatewayHost
 from pilotage.fleet.local.machine import available_memory_bytes, free_port
 from pilotage.fleet.local.replicas import LocalReplicas
-from pilotage.fleet.local.secrets import secret
+from pilotage.fleet.local.secrets import ToldSecret, secret
 from pilotage.gateway import EnvoySettings, GatewayFiles, GatewayLimits, RoutingTable, bootstrap, program
 from pilotage.operator import EventLog, Operator, ServiceRecords
 from pilotage.operator.seams import GatewayState
@@ -132,8 +133,8 @@ class LocalMachine:
     """This machine."""
 
     directories: Directories
-    # Secrets of the commands that were run, beside those of this process; in memory only.
-    told: dict[str, str] = field(default_factory=dict)
+    # Secrets of the commands that were run, with the time of each, beside those of this process; in memory only.
+    told: dict[str, ToldSecret] = field(default_factory=dict)
 
     def available_memory_bytes(self) -> int:
         return available_memory_bytes()
@@ -142,7 +143,12 @@ class LocalMachine:
         return free_port()
 
     def secret(self, ref: SecretKeyRef) -> str:
-        return secret(ref, folder=self.directories.secrets, environment={**os.environ, **self.told})
+        return secret(ref, folder=self.directories.secrets, environment=os.environ, told=self.told)
+
+    def tell(self, secrets: Mapping[str, str]) -> None:
+        """A command's environment holds these."""
+        now_s = time.time()
+        self.told.update({name: ToldSecret(value, now_s) for name, value in secrets.items()})
 
     def require_engine(self, service: LLMService) -> None:
         envoy_binary()

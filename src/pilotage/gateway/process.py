@@ -32,6 +32,7 @@ TICK_S = 0.1
 # Envoy's admin is asked often while it has yet to apply something, and now and then otherwise.
 APPLIED_POLL_S = 0.05
 APPLIED_RECHECK_S = 2.0
+REOPEN_RETRY_S = 1.0
 LARGEST_LOG_BYTES = 64 * 1024 * 1024
 # After a crash, what runs is known again once every stream has logged once (each does every second).
 SETTLE_S = 1.2
@@ -191,11 +192,14 @@ class PickerProcess:
             await self._reopen.wait()
             self._reopen.clear()
             try:
-                async with admin.post("http://envoy/reopen_logs", timeout=aiohttp.ClientTimeout(total=5)):
+                async with admin.post("http://envoy/reopen_logs", timeout=aiohttp.ClientTimeout(total=5)) as response:
+                    response.raise_for_status()
                     log.info("access_log_rotated")
             except (aiohttp.ClientError, TimeoutError, OSError):
-                # An Envoy that is not there opens the new file when it starts.
+                # An Envoy that is not there opens the new file when it starts; a busy one is told again.
                 log.warning("access_log_not_reopened")
+                self._reopen.set()
+                await asyncio.sleep(REOPEN_RETRY_S)
 
     async def _end_envoy(self, admin: aiohttp.ClientSession) -> None:
         log.error("daemon_lost", waited_s=ORPHAN_AFTER_S)

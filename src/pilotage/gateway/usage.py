@@ -128,6 +128,21 @@ class LogTail:
 
     def read(self) -> Iterator[LogEntry]:
         """The entries written since the last call."""
+        yield from self._rest()
+        if self._moved and self._path.exists():
+            # Envoy writes to the new file; what it wrote to the old one meanwhile is the last of it.
+            yield from self._rest()
+            self._file.close()
+            self._file = self._open()
+            self._used_bytes = 0
+            self._moved = False
+            self._remember()
+        elif not self._moved and self._used_bytes > self._largest_bytes:
+            self._path.rename(self._path.with_suffix(".old"))
+            self._moved = True
+            self._rotate()
+
+    def _rest(self) -> Iterator[LogEntry]:
         while data := self._file.read(READ_BYTES):
             whole = data.rfind(b"\n") + 1
             for line in data[:whole].splitlines():
@@ -141,26 +156,11 @@ class LogTail:
                 self._file.seek(self._used_bytes)
                 if not whole:
                     break
-        self._follow_rotation()
 
     def close(self) -> None:
         """Let go of the files."""
         self._file.close()
         self._place.close()
-
-    def _follow_rotation(self) -> None:
-        if self._moved:
-            # Envoy wrote to the moved file until it opened the new one; by then all of the old was read above.
-            if self._path.exists():
-                self._file.close()
-                self._file = self._open()
-                self._used_bytes = 0
-                self._moved = False
-                self._remember()
-        elif self._used_bytes > self._largest_bytes:
-            self._path.rename(self._path.with_suffix(".old"))
-            self._moved = True
-            self._rotate()
 
     def _remember(self) -> None:
         inode = os.fstat(self._file.fileno()).st_ino

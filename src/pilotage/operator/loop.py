@@ -18,7 +18,7 @@ from pilotage.errors import Invalid, PilotageError, Unavailable
 from pilotage.fleet import AgentConfig, ReplicaRecord
 from pilotage.gateway import GatewayLimits, ReplicaEntry, RouteRule, RoutingTable, ServiceEntry, hash_of_key
 from pilotage.operator.events import EventLog
-from pilotage.operator.records import Resolved, ServiceRecord, ServiceRecords
+from pilotage.operator.records import WEIGHTS_LOST, Resolved, ServiceRecord, ServiceRecords
 from pilotage.operator.seams import Fleet, Gateway, GatewayState, Machine, Weights
 from pilotage.operator.status import Condition, Trouble, conditions_of, view
 from pilotage.planning import DEFAULT_CONTEXT_TOKENS, plan_for_host
@@ -139,6 +139,9 @@ class Operator:
             memory = self._memory.setdefault(service.key, _Memory())
             memory.trouble, memory.failures, memory.start_after_s = None, 0, 0.0
             memory.fetch_failures, memory.fetch_after_s = 0, 0.0
+            if known is None or known.service.spec.model != service.spec.model or service.spec.model.credentials:
+                # What runs goes by the old source, or by credentials that may have been wrong.
+                memory.end_fetch()
             if outcome != "unchanged":
                 # What was seen before says nothing of this generation.
                 memory.last_view = None
@@ -168,6 +171,11 @@ class Operator:
         return sorted(self._records)
 
     @property
+    def replica_names(self) -> frozenset[str]:
+        """Replicas of all services, those going down included."""
+        return frozenset(replica.name for replica in self._replicas)
+
+    @property
     def is_empty(self) -> bool:
         """Nothing is wanted and nothing runs."""
         return not self._records and not self._replicas
@@ -176,7 +184,7 @@ class Operator:
         """The service with its status."""
         memory = self._memory.setdefault(key, _Memory())
         if memory.last_view is None:
-            self._report(self._records[key], [], memory)
+            self._report(self._records[key], self._of(key), memory)
         assert memory.last_view is not None
         return memory.last_view
 
@@ -199,7 +207,7 @@ class Operator:
         """Something is on its way from what is to what is wanted."""
         settled = all(
             record.delete_within_s is None
-            and record.resolved_for == record.planning_key
+            and record.is_planned
             and len([r for r in self._of(key) if r.phase is Phase.READY])
             == record.service.replicas
             == len(self._of(key))
@@ -252,11 +260,15 @@ class Operator:
 
     async def _resolve(self, record: ServiceRecord, memory: _Memory) -> ServiceRecord:
         """The record with its weights found and its plan made, when that can be; `memory.trouble` when not."""
-        if record.resolved and record.resolved_for == record.planning_key:
-            if _is_there(record.resolved):
-                return record
+        if record.resolved and record.is_planned:
+            current = sum(replica.revision == record.revision for replica in self._of(record.key))
+            # Looked at only when something is to be started: what runs has its weights open.
+            if current >= record.service.replicas or await asyncio.to_thread(_is_there, record.resolved):
+                return self._records.get(record.key, record)
+            if self._records.get(record.key) is not record:
+                return self._records.get(record.key, record)
             # Nothing is started until the weights are back.
-            record = record.model_copy(update={"resolved_for": ""})
+            record = record.model_copy(update={"resolved_for": WEIGHTS_LOST})
             self._save(record)
         adapter = adapter_for(record.service.spec.engine.type)
         fetched: Fetched | None = None
@@ -267,8 +279,9 @@ class Operator:
         try:
             resolved = await asyncio.to_thread(self._planned, record, adapter, fetched)
         except Invalid as error:
-            self._trouble(record, memory, "Planned", error, final=True)
-            return record
+            if self._records.get(record.key) is record:
+                self._trouble(record, memory, "Planned", error, final=True)
+            return self._records.get(record.key, record)
         if self._records.get(record.key) is not record:
             # It was changed or taken down meanwhile: the next round goes by that.
             return self._records.get(record.key, record)
@@ -297,7 +310,8 @@ class Operator:
         try:
             fetched = task.result()
         except (WeightsError, Invalid) as error:
-            final = not isinstance(error, Unavailable)
+            # Weights that were here before may come back: a share that is mounted again, say.
+            final = not isinstance(error, Unavailable) and not record.has_lost_weights
             memory.fetch_failures += 1
             pause_s = min(LONGEST_FETCH_RETRY_S, FETCH_RETRY_S * 2 ** (memory.fetch_failures - 1))
             memory.fetch_after_s = self._clock.monotonic_s() + pause_s
@@ -386,7 +400,7 @@ class Operator:
         return Situation(
             wanted=0 if going or record.resolved is None else record.service.replicas,
             # Until a change is planned, what runs goes on.
-            revision=record.revision if record.resolved_for == record.planning_key else _newest_revision(replicas),
+            revision=record.revision if record.is_planned else _newest_revision(replicas),
             replicas=[
                 ReplicaView(
                     name=r.name,
@@ -400,8 +414,7 @@ class Operator:
             ],
             room=self._room(record, replicas),
             drain_s=drain_s if drain_s is not None else float(record.service.spec.lifecycle.drain_seconds),
-            start_allowed=record.resolved_for == record.planning_key
-            and self._clock.monotonic_s() >= memory.start_after_s,
+            start_allowed=record.is_planned and self._clock.monotonic_s() >= memory.start_after_s,
         )
 
     def _in_flight(self, replica: ReplicaRecord, memory: _Memory) -> int | None:

@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict
 from pilotage.api import LLMGateway, LLMService
 from pilotage.files import write_atomically
 
+# What `resolved_for` says while the weights of a plan are gone from where they were.
+WEIGHTS_LOST = ""
+
 
 class Resolved(BaseModel):
     """What a revision runs with: everything that the file left open, fixed until the user changes the file."""
@@ -37,7 +40,7 @@ class ServiceRecord(BaseModel):
     created_s: float
     generation: int = 1
     resolved: Resolved | None = None
-    resolved_for: str = ""
+    resolved_for: str = WEIGHTS_LOST
     delete_within_s: float | None = None
     # Hashes of the API keys, so that a restart needs no secret.
     key_hashes: tuple[str, ...] | None = None
@@ -57,6 +60,16 @@ class ServiceRecord(BaseModel):
             spec.engine.args,
         ]
         return _hash(said)
+
+    @property
+    def is_planned(self) -> bool:
+        """`resolved` holds for the file as it is now."""
+        return self.resolved is not None and self.resolved_for == self.planning_key
+
+    @property
+    def has_lost_weights(self) -> bool:
+        """It was planned, and its weights went away since."""
+        return self.resolved is not None and self.resolved_for == WEIGHTS_LOST
 
     @property
     def revision(self) -> str:

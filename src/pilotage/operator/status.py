@@ -10,6 +10,9 @@ from pilotage.operator.records import ServiceRecord
 from pilotage.operator.seams import GatewayState
 from pilotage.rollout import Phase
 
+# Reasons that pass by themselves.
+ON_THE_WAY = frozenset({"Starting", "Fetching", "Planning"})
+
 
 @dataclass(frozen=True, slots=True)
 class Condition:
@@ -47,7 +50,8 @@ def conditions_of(
         _replicas(record, replicas, trouble),
         _gateway(record, gateway, names_lost),
     ]
-    first_false = next((c for c in parts if c.status != "True"), None)
+    # What is known to be wrong says more than what is not known yet.
+    first_false = next((c for status in ("False", "Unknown") for c in parts if c.status == status), None)
     wanted = record.service.replicas
     if record.delete_within_s is not None:
         ready = Condition("Ready", "False", "Stopping", "it is being taken down")
@@ -57,7 +61,7 @@ def conditions_of(
         ready = Condition("Ready", "True", "Serving", f"{wanted} of {wanted} replicas answer")
     elif any(r.phase is Phase.READY for r in replicas) and gateway.usable.get(record.key):
         # It answers, though not all is as it should be.
-        word = "Progressing" if first_false.reason == "Starting" else "Degraded"
+        word = "Progressing" if first_false.reason in ON_THE_WAY else "Degraded"
         ready = Condition("Ready", "True", word, f"{first_false.reason}: {first_false.message}")
     else:
         ready = Condition("Ready", first_false.status, first_false.reason, first_false.message)
@@ -83,8 +87,10 @@ def _planned(record: ServiceRecord, trouble: Trouble | None) -> Condition:
     name = "Planned"
     if found := _of_trouble(name, trouble):
         return found
-    if record.resolved:
+    if record.resolved and record.is_planned:
         return Condition(name, "True", "Fits", record.resolved.reason)
+    if record.resolved:
+        return Condition(name, "Unknown", "Planning", "the file was changed, or its weights went away, since the plan")
     return Condition(name, "Unknown", "WaitingForWeights", "planning needs the weights' header")
 
 

@@ -1,5 +1,7 @@
 """Logs that don't fill the disk. Every writer appends, so a file can be cut under it."""
 
+import contextlib
+from collections.abc import Collection
 from pathlib import Path
 
 LARGEST_LOG_BYTES = 32 * 1024 * 1024
@@ -18,14 +20,23 @@ def last_line(path: Path) -> str:
     return words[-1][:300] if words else "it said nothing"
 
 
-def trim_logs(folder: Path) -> None:
-    """Cut logs that grew large to their end, kept as `.old`, and remove the oldest of too many."""
-    logs = sorted(folder.glob("*.log"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in logs[MOST_LOGS:]:
-        path.unlink(missing_ok=True)
-    for path in logs[:MOST_LOGS]:
-        if path.stat().st_size > LARGEST_LOG_BYTES:
-            with path.open("r+b") as file:
+def trim_logs(folder: Path, *, in_use: Collection[str]) -> None:
+    """Cut logs that grew large to their end, kept as `.old`, and remove the oldest of too many.
+
+    Logs of the replicas in `in_use` and of the machine's own processes stay, however long they have been silent.
+    """
+    stats = []
+    for path in folder.glob("*.log"):
+        with contextlib.suppress(OSError):
+            stats.append((path.stat(), path))
+    of_replicas = sorted((stat.st_mtime, path) for stat, path in stats if "-" in path.stem)
+    for _, path in of_replicas[: max(0, len(of_replicas) - MOST_LOGS)]:
+        if path.stem.removesuffix(".agent") not in in_use:
+            path.unlink(missing_ok=True)
+    for stat, path in stats:
+        if stat.st_size > LARGEST_LOG_BYTES:
+            # A full disk stops one of them, not the others.
+            with contextlib.suppress(OSError), path.open("r+b") as file:
                 file.seek(-KEPT_BYTES, 2)
                 path.with_suffix(".old").write_bytes(file.read())
                 file.truncate(0)

@@ -25,6 +25,7 @@ from benchmarks.routing.run import Fleet, Route, ours
 from benchmarks.traces import Arrival, mooncake
 from pilotage.clock import SystemClock
 from pilotage.gateway.answers import Answer
+from pilotage.gateway.large_bodies import LargeBodies
 from pilotage.gateway.leases import Lease
 from pilotage.gateway.picker import Picker
 from pilotage.gateway.table import ReplicaEntry, RouteRule, RoutingTable, ServiceEntry
@@ -39,7 +40,7 @@ CHECK = b"POST /check/v1/chat/completions HTTP/1.1\r\nhost: p\r\ncontent-length:
 class Nobody:
     def answered(self, service: str, answer: Answer) -> None: ...
 
-    def admitted(self, lease: Lease, *, chain_blocks: int, cached_blocks: int, reason: str) -> None: ...
+    def admitted(self, lease: Lease, *, chain_blocks: int, cached_blocks: int) -> None: ...
 
     def left(self, service: str) -> None: ...
 
@@ -73,7 +74,7 @@ async def far_and_near() -> None:
     rates: dict[int, list[float]] = {1: [], 2: []}
     with tempfile.TemporaryDirectory(prefix="plt-") as folder:
         path = f"{folder}/p.sock"
-        factory = protocol_factory(picker(), SystemClock())
+        factory = protocol_factory(picker(), SystemClock(), LargeBodies())
         unix = await loop.create_unix_server(factory, path)
         tcp = await loop.create_server(factory, "127.0.0.1", 0)
         port = tcp.sockets[0].getsockname()[1]

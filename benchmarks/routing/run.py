@@ -14,11 +14,13 @@ from random import Random
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.traces import Arrival, mooncake
-from pilotage.routing import Candidates, PrefixIndex, choose
+from pilotage.routing import Board, PrefixIndex, choose
 
 REPLICAS = 8
 RUN_S = 10.0
-Route = Callable[[Arrival, list[int]], int]
+# As vLLM is often run; no replica comes near it here.
+SLOTS = 64
+Route = Callable[[Arrival, "Fleet"], int]
 
 
 class Fleet:
@@ -35,7 +37,7 @@ class Fleet:
     def serve(self, arrival: Arrival, route: Route) -> None:
         while self.ends and self.ends[0][0] <= arrival.at_s:
             self.busy[heapq.heappop(self.ends)[1]] -= 1
-        replica = route(arrival, self.busy)
+        replica = route(arrival, self)
         self.busy[replica] += 1
         heapq.heappush(self.ends, (arrival.at_s + RUN_S, replica))
         self.by_minute.setdefault(int(arrival.at_s // 60), Counter())[replica] += 1
@@ -66,14 +68,16 @@ def touch(cache: OrderedDict[int, None], blocks: tuple[int, ...], capacity: int)
 
 
 def ours(capacity: int) -> Route:
-    index, tie, number = PrefixIndex(), Random(1), list(range(REPLICAS))
-    for replica in number:
+    index, tie, board = PrefixIndex(), Random(1), Board()
+    for replica in range(REPLICAS):
         index.add_replica(replica, capacity_blocks=capacity)
+        board.set_slots(replica, SLOTS)
 
-    def route(arrival: Arrival, busy: list[int]) -> int:
-        seen = Candidates(replicas=number, in_flight=busy, slots=[10**6] * REPLICAS, load_tokens=[0] * REPLICAS)
+    def route(arrival: Arrival, fleet: Fleet) -> int:
+        for replica, in_flight in enumerate(fleet.busy):
+            board.set_load(replica, in_flight=in_flight, oldest=index.oldest(replica))
         cached = index.cached_blocks(arrival.blocks)
-        pick = choose(seen, chain_blocks=len(arrival.blocks), cached_blocks=cached, tie=tie.randrange)
+        pick = choose(board, chain_blocks=len(arrival.blocks), cached_blocks=cached, tie=tie.randrange)
         assert pick
         index.record(pick.order[0], arrival.blocks)
         return pick.order[0]
@@ -84,16 +88,15 @@ def ours(capacity: int) -> Route:
 def round_robin() -> Route:
     turn = [0]
 
-    def route(_: Arrival, __: list[int]) -> int:
+    def route(_: Arrival, __: Fleet) -> int:
         turn[0] += 1
         return turn[0] % REPLICAS
 
     return route
 
 
-def least_request(arrival: Arrival, busy: list[int]) -> int:
-    del arrival
-    return min(range(REPLICAS), key=lambda replica: busy[replica])
+def least_request(_: Arrival, fleet: Fleet) -> int:
+    return min(range(REPLICAS), key=lambda replica: fleet.busy[replica])
 
 
 def main() -> None:

@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pilotage.clock import ManualClock
-from pilotage.gateway import GatewayLimits, ReplicaEntry, RouteRule, RoutingTable, ServiceEntry, hash_of_key
+from pilotage.gateway import (
+    GatewayLimits,
+    KeyEntry,
+    ReplicaEntry,
+    RouteRule,
+    RoutingTable,
+    ServiceEntry,
+    hash_of_key,
+)
 from pilotage.gateway.answers import Answer
 from pilotage.gateway.leases import Lease
 from pilotage.gateway.picker import Forward, Picker, Request, Verdict, Waiter
@@ -20,7 +28,7 @@ CHAT = RouteRule(path="/v1/chat/completions", prompt="messages")
 class Nobody:
     def answered(self, service: str, answer: Answer) -> None: ...
 
-    def admitted(self, lease: Lease, *, chain_blocks: int, cached_blocks: int, reason: str) -> None: ...
+    def admitted(self, lease: Lease, *, chain_blocks: int, cached_blocks: int) -> None: ...
 
     def left(self, service: str) -> None: ...
 
@@ -87,7 +95,7 @@ def test_a_known_model_is_sent_on_under_both_its_names():
 
 
 def test_an_unknown_model_is_answered_with_the_names_the_caller_may_use():
-    desk = Desk(service("open"), service("closed", key_hashes=(hash_of_key("k"),)))
+    desk = Desk(service("open"), service("closed", keys=(KeyEntry(hash=hash_of_key("k")),)))
     status, code, message = error(desk.answer("opne"))
     assert (status, code) == (404, "model_not_found")
     assert "open" in message
@@ -109,7 +117,10 @@ def test_a_bad_body_is_400_with_its_reason(body: bytes, code: str):
 
 
 def test_keys_open_their_own_service_only():
-    desk = Desk(service("a", key_hashes=(hash_of_key("key-a"),)), service("b", key_hashes=(hash_of_key("key-b"),)))
+    desk = Desk(
+        service("a", keys=(KeyEntry(hash=hash_of_key("key-a")),)),
+        service("b", keys=(KeyEntry(hash=hash_of_key("key-b")),)),
+    )
     assert isinstance(desk.answer("a", key="key-a"), Forward)
     assert error(desk.answer("a"))[:2] == (401, "invalid_api_key")
     assert error(desk.answer("a", key="nobody's"))[:2] == (401, "invalid_api_key")
@@ -122,7 +133,7 @@ def test_an_open_service_takes_whatever_key_a_client_library_sends():
 
 
 def test_models_lists_what_the_caller_may_use():
-    desk = Desk(service("a"), service("b", key_hashes=(hash_of_key("k"),)))
+    desk = Desk(service("a"), service("b", keys=(KeyEntry(hash=hash_of_key("k")),)))
 
     def listed(key: str | None) -> list[str]:
         verdict = desk.answer(path="/v1/models", method="GET", key=key, body=b"")
@@ -164,13 +175,13 @@ def test_requests_beyond_the_slots_wait_and_are_served_in_order():
     assert isinstance(running, Forward)
     waiting = [desk.ask(content=str(n)) for n in range(3)]
     assert all(waiter for _, waiter in waiting)
-    lease_id = running.lease.id
+    lease = running.lease
     for answers, _ in waiting:
         assert answers == []
-        desk.picker.ended(lease_id)
+        desk.picker.ended(lease, used_tokens=0)
         (verdict,) = answers
         assert isinstance(verdict, Forward)
-        lease_id = verdict.lease.id
+        lease = verdict.lease
 
 
 def test_a_newcomer_does_not_overtake_who_waits():
@@ -179,7 +190,7 @@ def test_a_newcomer_does_not_overtake_who_waits():
     assert isinstance(first, Forward)
     early, _ = desk.ask()
     late, _ = desk.ask()
-    desk.picker.ended(first.lease.id)
+    desk.picker.ended(first.lease, used_tokens=0)
     assert len(early) == 1
     assert late == []
 
@@ -318,7 +329,7 @@ def test_no_value_of_a_field_makes_a_traceback(messages: object, stream: object)
 )
 def test_no_replica_ever_has_more_than_its_slots_and_nobody_waits_beside_a_free_one(steps: list[str], slots: int):
     desk = Desk(service(replicas=2, slots=slots))
-    running: list[str] = []
+    running: list[Lease] = []
     asked: list[tuple[list[Verdict], Waiter | None]] = []
     count = 2
     for step in steps:
@@ -326,7 +337,7 @@ def test_no_replica_ever_has_more_than_its_slots_and_nobody_waits_beside_a_free_
             case "ask":
                 asked.append(desk.ask(content=f"{len(asked)}"))
             case "end" if running:
-                desk.picker.ended(running.pop(0))
+                desk.picker.ended(running.pop(0), used_tokens=0)
             case "leave" if asked and asked[-1][1] and not asked[-1][0]:
                 desk.picker.leave(asked.pop()[1])  # type: ignore[arg-type]
             case "lose":
@@ -341,7 +352,7 @@ def test_no_replica_ever_has_more_than_its_slots_and_nobody_waits_beside_a_free_
             case _:
                 desk.picker.tick()
         running = [
-            v.lease.id
+            v.lease
             for said, _ in asked
             for v in said
             if isinstance(v, Forward) and v.lease.id in desk.picker.leases._leases

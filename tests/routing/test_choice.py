@@ -4,12 +4,15 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pilotage.routing import Candidates, PrefixIndex, choose
+from pilotage.routing import Board, PrefixIndex, choose
 
 
-def candidates(*busy: int, slots: int = 8, load_tokens: Sequence[int] | None = None) -> Candidates:
-    tokens = load_tokens or [0] * len(busy)
-    return Candidates(replicas=range(len(busy)), in_flight=busy, slots=[slots] * len(busy), load_tokens=tokens)
+def board(*busy: int, slots: int = 8, oldest: Sequence[int] | None = None) -> Board:
+    made = Board()
+    for replica, in_flight in enumerate(busy):
+        made.set_slots(replica, slots)
+        made.set_load(replica, in_flight=in_flight, oldest=oldest[replica] if oldest else 0)
+    return made
 
 
 def first(_: int) -> int:
@@ -17,30 +20,30 @@ def first(_: int) -> int:
 
 
 def test_without_a_shared_prefix_the_least_busy_replica_is_chosen():
-    pick = choose(candidates(3, 1, 2), chain_blocks=10, cached_blocks={}, tie=first)
+    pick = choose(board(3, 1, 2), chain_blocks=10, cached_blocks={}, tie=first)
     assert pick
     assert pick.order == (1, 2)
 
 
 def test_a_cached_prefix_outweighs_some_load_but_not_any():
-    little = choose(candidates(1, 0), chain_blocks=9, cached_blocks={0: 8}, tie=first)
+    little = choose(board(1, 0), chain_blocks=9, cached_blocks={0: 8}, tie=first)
     assert little
     assert little.order[0] == 0
-    much = choose(candidates(7, 0), chain_blocks=9, cached_blocks={0: 5}, tie=first)
+    much = choose(board(7, 0), chain_blocks=9, cached_blocks={0: 5}, tie=first)
     assert much
     assert much.order[0] == 1
 
 
 def test_a_full_replica_is_never_chosen_and_all_full_is_none():
-    pick = choose(candidates(8, 7), chain_blocks=3, cached_blocks={0: 3}, tie=first)
+    pick = choose(board(8, 7), chain_blocks=3, cached_blocks={0: 3}, tie=first)
     assert pick
     assert pick.order == (1,)
-    assert choose(candidates(8, 8), chain_blocks=3, cached_blocks={}, tie=first) is None
-    assert choose(candidates(), chain_blocks=3, cached_blocks={}, tie=first) is None
+    assert choose(board(8, 8), chain_blocks=3, cached_blocks={}, tie=first) is None
+    assert choose(board(), chain_blocks=3, cached_blocks={}, tie=first) is None
 
 
-def test_of_equally_busy_replicas_the_one_with_shorter_prompts_is_chosen():
-    pick = choose(candidates(2, 2, 2, load_tokens=[900, 100, 500]), chain_blocks=3, cached_blocks={}, tie=first)
+def test_of_equally_busy_replicas_the_one_that_would_forget_the_oldest_is_chosen():
+    pick = choose(board(2, 2, 2, oldest=[900, 100, 500]), chain_blocks=3, cached_blocks={}, tie=first)
     assert pick
     assert pick.order[0] == 1
 
@@ -49,7 +52,7 @@ def test_ties_are_broken_by_the_generator_alone():
     chosen = {
         pick.order[0]
         for seed in range(50)
-        if (pick := choose(candidates(2, 2, 2), chain_blocks=1, cached_blocks={}, tie=Random(seed).randrange))
+        if (pick := choose(board(2, 2, 2), chain_blocks=1, cached_blocks={}, tie=Random(seed).randrange))
     }
     assert chosen == {0, 1, 2}
 
@@ -63,7 +66,7 @@ def test_a_first_block_that_all_requests_share_draws_them_not_to_one_replica():
     for number in range(40):
         chain = [1, *(1000 * number + depth for depth in range(2, 9))]
         pick = choose(
-            candidates(*busy, slots=100), chain_blocks=8, cached_blocks=index.cached_blocks(chain), tie=random.randrange
+            board(*busy, slots=100), chain_blocks=8, cached_blocks=index.cached_blocks(chain), tie=random.randrange
         )
         assert pick
         busy[pick.order[0]] += 1
@@ -80,13 +83,38 @@ def test_a_first_block_that_all_requests_share_draws_them_not_to_one_replica():
 def test_a_pick_has_a_free_slot_and_names_no_replica_twice(
     busy: list[int], slots: int, cached: dict[int, int], seed: int
 ):
-    pick = choose(candidates(*busy, slots=slots), chain_blocks=20, cached_blocks=cached, tie=Random(seed).randrange)
+    cached = {replica: blocks for replica, blocks in cached.items() if replica < len(busy)}
+    pick = choose(board(*busy, slots=slots), chain_blocks=20, cached_blocks=cached, tie=Random(seed).randrange)
     free = [position for position, count in enumerate(busy) if count < slots]
     assert (pick is None) == (not free)
     if pick:
         assert set(pick.order) <= set(free)
         assert len(set(pick.order)) == len(pick.order)
         assert len(pick.order) == min(2, len(free))
+
+
+@given(
+    busy=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3)), min_size=1, max_size=9),
+    cached=st.dictionaries(st.integers(0, 8), st.integers(1, 12)),
+    seed=st.integers(),
+)
+def test_the_choice_is_the_least_cost_of_all(busy: list[tuple[int, int]], cached: dict[int, int], seed: int):
+    cached = {replica: blocks for replica, blocks in cached.items() if replica < len(busy)}
+    counts, oldest = [count for count, _ in busy], [age for _, age in busy]
+    pick = choose(
+        board(*counts, slots=4, oldest=oldest), chain_blocks=12, cached_blocks=cached, tie=Random(seed).randrange
+    )
+    costs = {
+        replica: ((12 - cached.get(replica, 0) + 1) * (counts[replica] + 1.0), counts[replica], oldest[replica])
+        for replica in range(len(busy))
+        if counts[replica] < 4
+    }
+    if not costs:
+        assert pick is None
+        return
+    assert pick
+    best = sorted(costs.values())
+    assert [costs[replica] for replica in pick.order] == best[:2]
 
 
 class SlowIndex:
@@ -132,3 +160,14 @@ def test_the_index_holds_what_the_plain_one_holds(steps: list[tuple[str, int, li
             index.record(replica, chain)
             plain.record(replica, chain)
         assert index.cached_blocks(chain) == plain.cached(chain)
+
+
+def test_the_oldest_block_is_told_once_there_is_no_room_left():
+    index = PrefixIndex()
+    index.add_replica(0, capacity_blocks=3)
+    index.record(0, [1, 2])
+    assert index.oldest(0) == 0
+    index.record(0, [3])
+    assert index.oldest(0) == 1
+    index.record(0, [1, 2])
+    assert index.oldest(0) == 2

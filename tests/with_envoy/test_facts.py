@@ -6,7 +6,7 @@ import json
 import httpx
 import pytest
 
-from pilotage.gateway import hash_of_key
+from pilotage.gateway import KeyEntry, hash_of_key
 from tests.with_envoy.harness import (
     Gateway,
     Seen,
@@ -49,7 +49,7 @@ async def test_a_request_reaches_the_engine_with_its_key_and_without_what_the_cl
 
 async def test_a_denial_carries_its_status_body_and_headers(gateway: Gateway, client: httpx.AsyncClient):
     async with engines(quick) as (engine,):
-        await gateway.use_applied(service(engine, key_hashes=(hash_of_key("right"),)))
+        await gateway.use_applied(service(engine, keys=(KeyEntry(hash=hash_of_key("right")),)))
         url = f"{gateway.url}/v1/chat/completions"
         wrong = await client.post(url, json=chat(), headers={"authorization": "Bearer wrong"})
         assert wrong.status_code == 401

@@ -84,11 +84,25 @@ class Lifecycle(Part):
     """A request waits this long for a free place before it is answered 503. Default: 120."""
 
 
+class KeyLimits(Part):
+    """What one API key may use of the service. What is not said is not limited."""
+
+    concurrent_requests: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    """Requests that run or wait at once."""
+    requests_per_minute: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    """Requests a minute. As many may come at once; then they come evenly."""
+    tokens_per_minute: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = None
+    """Tokens a minute, of prompts and answers together. Reserved by estimate when a request is admitted, and settled by
+    what the engine reports."""
+
+
 class KeySource(Part):
     """Where API keys come from."""
 
     secret_ref: SecretKeyRef
     """A Secret's key that holds one API key a line, plain or as sha256:<hex>."""
+    limits: KeyLimits = Field(default_factory=KeyLimits)
+    """Limits of each of these keys, by itself. Default: none."""
 
 
 class Access(Part):

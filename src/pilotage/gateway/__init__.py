@@ -7,6 +7,8 @@ from pilotage.gateway.envoy import EnvoySettings, bootstrap
 from pilotage.gateway.programming import GatewayFiles, program
 from pilotage.gateway.table import (
     GatewayLimits,
+    KeyEntry,
+    KeyLimits,
     ReplicaEntry,
     RouteRule,
     RoutingTable,
@@ -18,6 +20,8 @@ __all__ = [
     "EnvoySettings",
     "GatewayFiles",
     "GatewayLimits",
+    "KeyEntry",
+    "KeyLimits",
     "ReplicaEntry",
     "RouteRule",
     "RoutingTable",

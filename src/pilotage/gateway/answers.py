@@ -4,19 +4,20 @@ Source: OpenAI's API reference, error codes; clients raise their exception types
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import orjson
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A status, a JSON body, and the seconds after which a retry makes sense."""
+    """A status, a JSON body, the seconds after which a retry makes sense, and further headers."""
 
     status: int
     body: bytes
     code: str
     retry_after_s: int | None = None
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 def error(status: int, *, kind: str, code: str, message: str, retry_after_s: int | None = None) -> Answer:
@@ -79,6 +80,24 @@ def too_many_waiting(retry_after_s: int) -> Answer:
         code="overloaded",
         message="Too many requests are waiting already. Try again later.",
         retry_after_s=retry_after_s,
+    )
+
+
+def over_limit(limit: str, message: str, *, retry_after_s: int | None, headers: Iterable[tuple[str, str]]) -> Answer:
+    """429: a limit of the caller's key is reached. `limit` is "requests" or "tokens", the error's type at OpenAI."""
+    said = f"{message[:1].upper()}{message[1:]}."
+    answer = error(429, kind=limit, code="rate_limit_exceeded", message=said, retry_after_s=retry_after_s)
+    return replace(answer, headers=tuple(headers))
+
+
+def quarantined(crashes: int) -> Answer:
+    """400: this very body was running each time when several engines ended. A retry is no use, so it is no 5xx."""
+    return error(
+        400,
+        kind="invalid_request_error",
+        code="request_quarantined",
+        message=f"This very request was running on {crashes} replicas when their engines ended, so it is sent to no "
+        "other for ten minutes. Change it, or ask who runs the service to look at the engines' logs.",
     )
 
 

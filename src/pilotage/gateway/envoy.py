@@ -28,6 +28,8 @@ ENDPOINTS, LEASE, PATCH, ANSWER, ANSWER_STATUS, ANSWER_RETRY = (
 )
 # The header that chooses the route; removed before the engine.
 SERVICE = "x-pilotage-service"
+# What a client is told of its key's limits, with every answer.
+RATE_LIMIT = "x-ratelimit-"
 # When the request came, stamped before the picker is asked, so that it outlives a restart of the picker.
 ARRIVAL = "x-pilotage-arrival"
 
@@ -276,8 +278,12 @@ def _ask_the_picker(settings: EnvoySettings) -> Json:
                         "patterns": [{"exact": h} for h in (SERVICE, "authorization", "traceparent")]
                     },
                     "allowed_client_headers": {
-                        "patterns": [{"exact": h} for h in ("content-type", "www-authenticate", "retry-after")]
+                        "patterns": [
+                            *({"exact": h} for h in ("content-type", "www-authenticate", "retry-after")),
+                            {"prefix": RATE_LIMIT},
+                        ]
                     },
+                    "allowed_client_headers_on_success": {"patterns": [{"prefix": RATE_LIMIT}]},
                     "dynamic_metadata_from_headers": {
                         "patterns": [
                             {"exact": h} for h in (ENDPOINTS, LEASE, PATCH, ANSWER, ANSWER_STATUS, ANSWER_RETRY)

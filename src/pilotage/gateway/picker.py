@@ -4,6 +4,7 @@ Runs on one event loop and never waits by itself: a request that must wait becom
 """
 
 import json
+import math
 import secrets
 from bisect import insort
 from collections.abc import Callable, Iterator, Mapping
@@ -11,18 +12,21 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Protocol
 
+import msgspec
+
 from pilotage.clock import Clock
 from pilotage.gateway import answers
+from pilotage.gateway.accounts import Account, Ledger, Refusal, account_id
 from pilotage.gateway.answers import Answer
 from pilotage.gateway.leases import Lease, Leases
-from pilotage.gateway.requests import BYTES_PER_TOKEN, Parsed, Unreadable, parse
+from pilotage.gateway.quarantine import Quarantine
+from pilotage.gateway.requests import Parsed, PromptField, Unreadable, parse
 from pilotage.gateway.table import ReplicaEntry, RouteRule, RoutingTable, ServiceEntry, hash_of_key
-from pilotage.routing import Candidates, PrefixIndex, choose
+from pilotage.routing import Board, PrefixIndex, choose
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What Envoy tells of a client's request."""
+class Request(msgspec.Struct, frozen=True):
+    """What Envoy tells of a client's request. `parsed` is there when the body was read already, elsewhere."""
 
     method: str
     path: str
@@ -30,17 +34,21 @@ class Request:
     body: bytes
     arrival_s: float
     traceparent: str | None
+    parsed: Parsed | Unreadable | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Forward:
-    """Send the request on: to these endpoints in order, with this key for the engine and these fields appended."""
+class Forward(msgspec.Struct, frozen=True):
+    """Send the request on: to these endpoints in order, with this key for the engine and these fields appended.
+
+    `headers` are for the client, with the answer.
+    """
 
     lease: Lease
     endpoints: tuple[str, ...]
     engine_key: str
     patch: str
     traceparent: str
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 Verdict = Answer | Forward
@@ -51,9 +59,21 @@ class Observer(Protocol):
 
     def answered(self, service: str, answer: Answer) -> None: ...
 
-    def admitted(self, lease: Lease, *, chain_blocks: int, cached_blocks: int, reason: str) -> None: ...
+    def admitted(self, lease: Lease, *, chain_blocks: int, cached_blocks: int) -> None: ...
 
     def left(self, service: str) -> None: ...
+
+
+class _Asked(msgspec.Struct, frozen=True):
+    """What is kept of a request while it waits: not its body, which Envoy has."""
+
+    parsed: Parsed
+    key: str | None
+    arrival_s: float
+    traceparent: str | None
+    body_bytes: int
+    account: Account | None
+    tokens: int
 
 
 @dataclass(slots=True, order=True)
@@ -62,8 +82,7 @@ class Waiter:
 
     arrival_s: float
     number: int
-    request: Request = field(compare=False)
-    parsed: Parsed = field(compare=False)
+    asked: _Asked = field(compare=False)
     service: str = field(compare=False)
     deadline_s: float = field(compare=False)
     reply: Callable[[Verdict], None] = field(compare=False)
@@ -72,21 +91,31 @@ class Waiter:
 @dataclass(slots=True)
 class _Service:
     entry: ServiceEntry
-    index: PrefixIndex
-    numbers: dict[str, int]
-    usable: tuple[ReplicaEntry, ...] = ()
+    index: PrefixIndex = field(default_factory=PrefixIndex)
+    board: Board = field(default_factory=Board)
+    numbers: dict[str, int] = field(default_factory=dict)
+    replicas: dict[int, ReplicaEntry] = field(default_factory=dict)
+    usable: list[str] = field(default_factory=list)
     waiting: list[Waiter] = field(default_factory=list)
+    # By the key's hash; None when no key is needed.
+    accounts: dict[str, Account] | None = None
+    paths: frozenset[str] = frozenset()
 
 
 class Picker:
     """The picker's state and its answers. `now` moves on with each call; nothing here reads a clock but `clock`."""
 
-    def __init__(self, *, clock: Clock, random: Random, observer: Observer) -> None:
+    def __init__(self, *, clock: Clock, random: Random, observer: Observer, ledger: Ledger | None = None) -> None:
         self._clock = clock
         self._tie = random.randrange
+        self._trace = random.getrandbits
         self._observer = observer
+        self._ledger = ledger or Ledger(None)
         self._services: dict[str, _Service] = {}
         self._by_name: dict[str, str] = {}
+        self._by_endpoint: dict[str, tuple[_Service, int]] = {}
+        self._by_account: dict[str, Account] = {}
+        self._rules: dict[str, RouteRule] = COMMON_ROUTES
         self._applied: frozenset[tuple[str, str]] = frozenset()
         self._numbers = 0
         self._held_bytes = 0
@@ -94,20 +123,29 @@ class Picker:
         self._run = secrets.token_hex(4)
         self._admits_after_s = 0.0
         self.table = RoutingTable(generation=0)
-        self.leases = Leases()
+        self.leases = Leases(self._load_changed)
+        self.quarantine = Quarantine()
 
     # What the world is -------------------------------------------------------------------------------------------
 
     def use(self, table: RoutingTable) -> None:
         """Go by `table` from now on. Requests that wait for a service that is gone are answered 404."""
+        self._note_crashes(table)
         self.table = table
         current = self._services
         self._services = {entry.key: self._carried(current.pop(entry.key, None), entry) for entry in table.services}
         self._by_name = _names(table)
+        self._rules = {rule.path: rule for service in table.services for rule in service.routes} | COMMON_ROUTES
+        self._by_endpoint = {
+            replica.endpoint: (service, number)
+            for service in self._services.values()
+            for number, replica in service.replicas.items()
+        }
+        self._use_accounts()
         for gone in current.values():
             for waiter in list(gone.waiting):
                 self._finish(
-                    gone, waiter, answers.unknown_model(waiter.parsed.model, self._open_to(waiter.request.key))
+                    gone, waiter, answers.unknown_model(waiter.asked.parsed.model, self._open_to(waiter.asked.key))
                 )
         self._refresh()
 
@@ -132,6 +170,11 @@ class Picker:
 
     # Requests ----------------------------------------------------------------------------------------------------
 
+    def prompt_field(self, method: str, path: str) -> PromptField | None:
+        """Where a request to this path says its prompt; None for a path that nobody may ask."""
+        rule = self._rules.get(path.partition("?")[0])
+        return rule.prompt if rule and method == "POST" else None
+
     def decide(self, request: Request, reply: Callable[[Verdict], None]) -> Waiter | None:
         """Answer through `reply`, at once (returns None) or later (returns the waiter, for `leave`)."""
         outcome = self._understand(request)
@@ -139,13 +182,13 @@ class Picker:
             self._observer.answered("", outcome)
             reply(outcome)
             return None
-        service, parsed = outcome
+        service, asked = outcome
         if not service.waiting:
-            forward = self._place(service, request, parsed)
+            forward = self._place(service, asked)
             if forward:
                 reply(forward)
                 return None
-        return self._hold(service, request, parsed, reply)
+        return self._hold(service, asked, reply)
 
     def leave(self, waiter: Waiter) -> None:
         """The client of `waiter` is gone."""
@@ -157,16 +200,31 @@ class Picker:
         """Answer those who waited too long; end leases that nobody renewed; place who can be placed."""
         now_s = self._clock.monotonic_s()
         self.leases.expire(now_s=now_s)
+        self.quarantine.forget_old(now_s=now_s)
         for service in self._services.values():
             self._serve(service)
             for waiter in [waiter for waiter in service.waiting if waiter.deadline_s <= now_s]:
                 self._finish(service, waiter, self._no_capacity(service))
 
-    def ended(self, lease_id: str) -> None:
-        """The request of this lease is over; its place is free."""
-        lease = self.leases.end(lease_id, now_s=self._clock.monotonic_s())
-        if lease and lease.service in self._services:
-            self._serve(self._services[lease.service])
+    def ended(self, lease: Lease, *, used_tokens: int, broke_on: tuple[str, ...] = ()) -> None:
+        """The request of this lease is over and used so many tokens; its place is free.
+
+        `broke_on` are the endpoints that closed the connection on it.
+        """
+        now_s = self._clock.monotonic_s()
+        if self.leases.has_ended(lease.id):
+            return
+        self.leases.end(lease.id, now_s=now_s)
+        account = self._by_account.get(lease.account)
+        if account:
+            account.settle(reserved=lease.reserved_tokens, used=used_tokens, now_s=now_s)
+        for endpoint in broke_on:
+            place = self._by_endpoint.get(endpoint)
+            if place is None or not place[0].replicas[place[1]].draining:
+                self.quarantine.broke_off(lease.body, endpoint, now_s=now_s)
+        service = self._services.get(lease.service)
+        if service and service.waiting:
+            self._serve(service)
 
     def renewed(self, lease: Lease, endpoint: str | None) -> None:
         """The request of this lease still runs, on `endpoint`."""
@@ -180,37 +238,56 @@ class Picker:
 
     def usable(self) -> Mapping[str, list[str]]:
         """Names of the replicas of each service that requests can be sent to."""
-        return {key: [replica.name for replica in service.usable] for key, service in self._services.items()}
+        return {key: list(service.usable) for key, service in self._services.items()}
 
     # ---------------------------------------------------------------------------------------------------------------
 
-    def _understand(self, request: Request) -> Answer | tuple[_Service, Parsed]:
+    def _understand(self, request: Request) -> Answer | tuple[_Service, _Asked]:
         path = request.path.partition("?")[0]
         if request.method == "GET" and (path == "/v1/models" or path.startswith("/v1/models/")):
-            return self._models(request, path.removeprefix("/v1/models").lstrip("/"))
-        rules = {rule.path: rule for service in self.table.services for rule in service.routes}
-        rule = rules.get(path) or COMMON_ROUTES.get(path)
+            return self._models(request.key, path.removeprefix("/v1/models").lstrip("/"))
+        rule = self._rules.get(path)
         if rule is None or request.method != "POST":
             return answers.unknown_route(request.method, path)
-        parsed = parse(request.body, rule.prompt)
+        parsed = request.parsed or parse(request.body, rule.prompt)
         if isinstance(parsed, Unreadable):
             return answers.bad_request(parsed.code, parsed.message)
         return self._authorized(request, parsed, path)
 
-    def _authorized(self, request: Request, parsed: Parsed, path: str) -> Answer | tuple[_Service, Parsed]:
+    def _authorized(self, request: Request, parsed: Parsed, path: str) -> Answer | tuple[_Service, _Asked]:
         service = self._services.get(self._by_name.get(parsed.model, ""))
         if service is None:
             return answers.unknown_model(parsed.model, self._open_to(request.key))
-        if not _opens(service.entry, request.key):
-            known = request.key and any(_opens(s, request.key) for s in self.table.services if s.key_hashes is not None)
-            return answers.unknown_model(parsed.model, self._open_to(request.key)) if known else answers.no_key()
-        if all(rule.path != path for rule in service.entry.routes):
+        account: Account | None = None
+        if service.accounts is not None:
+            account = service.accounts.get(hash_of_key(request.key)) if request.key else None
+            if account is None:
+                return self._not_opened(request.key, parsed)
+        if path not in service.paths:
             return answers.not_supported(parsed.model, path)
-        return service, parsed
+        now_s = self._clock.monotonic_s()
+        if crashes := self.quarantine.holds(parsed.digest, now_s=now_s):
+            return answers.quarantined(crashes)
+        tokens = 0
+        if account:
+            try:
+                tokens = account.require(parsed, running=self.leases.of_account[account.id], now_s=now_s)
+            except Refusal as refusal:
+                after_s = None if refusal.after_s is None else max(1, math.ceil(refusal.after_s))
+                return answers.over_limit(
+                    refusal.limit, str(refusal), retry_after_s=after_s, headers=account.headers(now_s=now_s)
+                )
+        body_bytes = len(request.body)
+        return service, _Asked(parsed, request.key, request.arrival_s, request.traceparent, body_bytes, account, tokens)
 
-    def _models(self, request: Request, name: str) -> Answer:
-        open_services = [service for service in self.table.services if _opens(service, request.key)]
-        if not open_services and self.table.services and not request.key:
+    def _not_opened(self, key: str | None, parsed: Parsed) -> Answer:
+        # A key that opens another service learns nothing about this one.
+        known = key and any(_opens(s, key) for s in self._services.values() if s.accounts is not None)
+        return answers.unknown_model(parsed.model, self._open_to(key)) if known else answers.no_key()
+
+    def _models(self, key: str | None, name: str) -> Answer:
+        open_services = [service.entry for service in self._services.values() if _opens(service, key)]
+        if not open_services and self.table.services and not key:
             return answers.no_key()
         names = {name: s.created_s for s in open_services for name in (*s.names, s.key) if self._by_name[name] == s.key}
         if not name:
@@ -219,85 +296,90 @@ class Picker:
 
     def _open_to(self, key: str | None) -> Iterator[str]:
         return (
-            name
-            for name, service in self._by_name.items()
-            if name != service and _opens(self._services[service].entry, key)
+            name for name, service in self._by_name.items() if name != service and _opens(self._services[service], key)
         )
 
-    def _place(self, service: _Service, request: Request, parsed: Parsed) -> Forward | None:
+    def _place(self, service: _Service, asked: _Asked) -> Forward | None:
         now_s = self._clock.monotonic_s()
-        if not service.usable or now_s < self._admits_after_s:
+        if now_s < self._admits_after_s:
             return None
-        replicas = service.usable
-        in_flight, load_tokens = self.leases.in_flight, self.leases.load_tokens
-        cached = service.index.cached_blocks(parsed.chain)
+        parsed = asked.parsed
         pick = choose(
-            Candidates(
-                replicas=[service.numbers[replica.name] for replica in replicas],
-                in_flight=[in_flight[replica.endpoint] for replica in replicas],
-                slots=[replica.slots for replica in replicas],
-                load_tokens=[load_tokens[replica.endpoint] for replica in replicas],
-            ),
+            service.board,
             chain_blocks=len(parsed.chain),
-            cached_blocks=cached,
+            cached_blocks=service.index.cached_blocks(parsed.chain) if parsed.chain else {},
             tie=self._tie,
         )
         if pick is None:
             return None
-        first = replicas[pick.order[0]]
-        endpoints = tuple(replicas[position].endpoint for position in pick.order)
+        first = pick.order[0]
+        endpoints = tuple([service.replicas[number].endpoint for number in pick.order])
+        account = asked.account
         lease = Lease(
             id=self._next_id(),
             service=service.entry.key,
-            endpoint=first.endpoint,
-            arrival_s=request.arrival_s,
+            endpoint=endpoints[0],
+            arrival_s=asked.arrival_s,
             streams=parsed.streams,
-            prompt_tokens=parsed.prompt_bytes // BYTES_PER_TOKEN,
-            hold_s=max(0.0, self._clock.wall_s() - request.arrival_s),
+            prompt_tokens=parsed.prompt_tokens,
+            hold_s=max(0.0, self._clock.wall_s() - asked.arrival_s),
+            account=account.id if account else "",
+            reserved_tokens=asked.tokens,
+            body=parsed.digest,
         )
+        if parsed.chain:
+            # Before the lease, which tells the board what the replica would forget next.
+            service.index.record(first, parsed.chain)
         self.leases.grant(lease, now_s=now_s)
-        service.index.record(service.numbers[first.name], parsed.chain)
-        self._observer.admitted(
-            lease, chain_blocks=len(parsed.chain), cached_blocks=pick.cached_blocks, reason=pick.reason
-        )
+        headers: tuple[tuple[str, str], ...] = ()
+        if account and account.is_limited:
+            account.admit(asked.tokens, now_s=now_s)
+            headers = tuple(account.headers(now_s=now_s))
+        self._observer.admitted(lease, chain_blocks=len(parsed.chain), cached_blocks=pick.cached_blocks)
         return Forward(
             lease,
             # With one replica the second try goes to it again: a connection that was just closing is no crash.
             endpoints if len(endpoints) > 1 else endpoints * 2,
             service.entry.engine_key,
             _patch(service.entry, parsed),
-            request.traceparent or f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01",
+            asked.traceparent or f"00-{self._trace(128):032x}-{self._trace(64):016x}-01",
+            headers,
         )
 
-    def _hold(
-        self, service: _Service, request: Request, parsed: Parsed, reply: Callable[[Verdict], None]
-    ) -> Waiter | None:
+    def _hold(self, service: _Service, asked: _Asked, reply: Callable[[Verdict], None]) -> Waiter | None:
         limits = self.table.limits
-        if self._held >= limits.max_held_requests or self._held_bytes + len(request.body) > limits.max_held_bytes:
+        if self._held >= limits.max_held_requests or self._held_bytes + asked.body_bytes > limits.max_held_bytes:
             answer = answers.too_many_waiting(retry_after_s=5)
             self._observer.answered(service.entry.key, answer)
             reply(answer)
             return None
         self._numbers += 1
-        waited_s = max(0.0, self._clock.wall_s() - request.arrival_s)
+        waited_s = max(0.0, self._clock.wall_s() - asked.arrival_s)
         waiter = Waiter(
-            arrival_s=request.arrival_s,
+            arrival_s=asked.arrival_s,
             number=self._numbers,
-            request=request,
-            parsed=parsed,
+            asked=asked,
             service=service.entry.key,
             deadline_s=self._clock.monotonic_s() + max(0.0, service.entry.max_wait_s - waited_s),
             reply=reply,
         )
         insort(service.waiting, waiter)
+        if asked.account:
+            asked.account.wait(asked.tokens)
         self._held += 1
-        self._held_bytes += len(request.body)
+        self._held_bytes += asked.body_bytes
         return waiter
 
     def _serve(self, service: _Service) -> None:
         while service.waiting:
             waiter = service.waiting[0]
-            forward = self._place(service, waiter.request, waiter.parsed)
+            asked = waiter.asked
+            if asked.account:
+                # What is kept free for it while it waits is what it takes now.
+                asked.account.wait_no_more(asked.tokens)
+            forward = self._place(service, asked)
+            if asked.account:
+                asked.account.wait(asked.tokens)
             if forward is None:
                 return
             self._remove(service, waiter)
@@ -313,7 +395,9 @@ class Picker:
             if other is waiter:
                 del service.waiting[position]
                 self._held -= 1
-                self._held_bytes -= len(waiter.request.body)
+                self._held_bytes -= waiter.asked.body_bytes
+                if waiter.asked.account:
+                    waiter.asked.account.wait_no_more(waiter.asked.tokens)
                 return True
         return False
 
@@ -325,29 +409,75 @@ class Picker:
             return answers.no_capacity("scaled_to_zero", "This model has no replicas now.", retry_after_s=60)
         return answers.no_capacity("no_ready_replicas", f"No replica was ready, {waited}.", retry_after_s=30)
 
+    # The table -----------------------------------------------------------------------------------------------------
+
     def _carried(self, known: _Service | None, entry: ServiceEntry) -> _Service:
-        service = known or _Service(entry, PrefixIndex(), {})
+        service = known or _Service(entry)
         service.entry = entry
+        service.paths = frozenset(rule.path for rule in entry.routes)
         present = {replica.name for replica in entry.replicas}
         for name in [name for name in service.numbers if name not in present]:
-            service.index.remove_replica(service.numbers.pop(name))
+            number = service.numbers.pop(name)
+            service.index.remove_replica(number)
+            service.board.set_slots(number, 0)
+        taken = set(service.numbers.values())
+        free = (number for number in range(len(entry.replicas)) if number not in taken)
         for replica in entry.replicas:
             if replica.name not in service.numbers:
-                taken = set(service.numbers.values())
-                number = next(n for n in range(len(taken) + 1) if n not in taken)
-                service.numbers[replica.name] = number
+                service.numbers[replica.name] = number = next(free)
                 service.index.add_replica(number, capacity_blocks=replica.cache_blocks)
+        service.replicas = {service.numbers[replica.name]: replica for replica in entry.replicas}
         return service
+
+    def _use_accounts(self) -> None:
+        now_s = self._clock.monotonic_s()
+        before, self._by_account = self._by_account, {}
+        for service in self._services.values():
+            if service.entry.keys is None:
+                service.accounts = None
+                continue
+            service.accounts = {}
+            for key in service.entry.keys:
+                name = account_id(service.entry, key)
+                account = before.pop(name, None) or self._by_account.get(name)
+                if account is None:
+                    account = Account(name, key.limits, ledger=self._ledger, now_s=now_s)
+                account.use(key.limits, now_s=now_s)
+                service.accounts[key.hash] = self._by_account[name] = account
+        for gone in before.values():
+            gone.close()
+        if self.table.generation:
+            self._ledger.keep_only(self._by_account)
+
+    def _note_crashes(self, table: RoutingTable) -> None:
+        """A replica that was not drained and is there no more has crashed."""
+        now_s = self._clock.monotonic_s()
+        there = {replica.endpoint for service in table.services for replica in service.replicas}
+        wanted = {service.key for service in table.services}
+        for service in self.table.services:
+            for replica in service.replicas:
+                if replica.endpoint not in there and not replica.draining and service.key in wanted:
+                    self.quarantine.crashed(replica.endpoint, now_s=now_s)
 
     def _refresh(self) -> None:
         for service in self._services.values():
             cluster = service.entry.cluster
-            service.usable = tuple(
-                replica
-                for replica in service.entry.replicas
-                if not replica.draining and (cluster, replica.endpoint) in self._applied
-            )
+            service.usable = []
+            for number, replica in service.replicas.items():
+                is_usable = not replica.draining and (cluster, replica.endpoint) in self._applied
+                if is_usable:
+                    service.usable.append(replica.name)
+                service.board.set_slots(number, replica.slots if is_usable else 0)
+                self._restate(service, number, replica.endpoint)
             self._serve(service)
+
+    def _load_changed(self, endpoint: str) -> None:
+        place = self._by_endpoint.get(endpoint)
+        if place:
+            self._restate(place[0], place[1], endpoint)
+
+    def _restate(self, service: _Service, number: int, endpoint: str) -> None:
+        service.board.set_load(number, in_flight=self.leases.in_flight[endpoint], oldest=service.index.oldest(number))
 
     def _next_id(self) -> str:
         self._numbers += 1
@@ -373,10 +503,10 @@ def _names(table: RoutingTable) -> dict[str, str]:
     return names | {service.key: service.key for service in table.services}
 
 
-def _opens(service: ServiceEntry, key: str | None) -> bool:
-    if service.key_hashes is None:
+def _opens(service: _Service, key: str | None) -> bool:
+    if service.accounts is None:
         return True
-    return key is not None and hash_of_key(key) in service.key_hashes
+    return key is not None and hash_of_key(key) in service.accounts
 
 
 def _patch(service: ServiceEntry, parsed: Parsed) -> str:
@@ -384,4 +514,4 @@ def _patch(service: ServiceEntry, parsed: Parsed) -> str:
     fields: dict[str, object] = dict(service.stream_patch) if parsed.streams else {}
     if service.engine_model is not None and service.engine_model != parsed.model:
         fields["model"] = service.engine_model
-    return json.dumps(fields, separators=(",", ":"))[1:-1]
+    return json.dumps(fields, separators=(",", ":"))[1:-1] if fields else ""

@@ -1,12 +1,15 @@
 """The picker's process: Envoy's checks in, the control loop's table in, the access log in, metrics out."""
 
 import asyncio
+import contextlib
 import os
 import signal
+from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
 
 import aiohttp
+import msgspec
 import orjson
 import structlog
 import uvloop
@@ -15,12 +18,14 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from pilotage.clock import SystemClock
 from pilotage.fleet import serve_on_socket, until_orphaned
+from pilotage.gateway.accounts import Ledger
 from pilotage.gateway.answers import Answer
-from pilotage.gateway.leases import LEASE_S, Lease
+from pilotage.gateway.large_bodies import LargeBodies
+from pilotage.gateway.leases import LEASE_S, Lease, lease_from_text
 from pilotage.gateway.picker import Picker
 from pilotage.gateway.programming import GatewayFiles
 from pilotage.gateway.table import read_table
-from pilotage.gateway.usage import LogEntry, LogTail
+from pilotage.gateway.usage import LogEntry, LogTail, Usage
 from pilotage.gateway.wire import protocol_factory
 from pilotage.signals import GatewayMetrics
 
@@ -39,73 +44,94 @@ SETTLE_S = 1.2
 # Without a control loop for this long, the gateway ends itself and Envoy: nothing is left behind.
 ORPHAN_AFTER_S = 60.0
 
+_encode = msgspec.json.Encoder().encode
+
+
+def entry_time() -> str:
+    """Now, as structlog writes it."""
+    return datetime.now(UTC).isoformat().replace("+00:00", "Z")
+
 
 class Recorder:
     """Turns what the picker does and the access log says into metrics and log lines. No prompt and no key is logged."""
 
     def __init__(self, metrics: GatewayMetrics) -> None:
         self._metrics = metrics
+        self._lines: list[bytes] = []
 
     def answered(self, service: str, answer: Answer) -> None:
-        self._metrics.requests.labels(service, str(answer.status), answer.code).inc()
+        self._metrics.count(service, str(answer.status), answer.code)
 
-    def admitted(self, lease: Lease, *, chain_blocks: int, cached_blocks: int, reason: str) -> None:
-        self._metrics.held.labels(lease.service).observe(lease.hold_s)
-        self._metrics.prefix_blocks.labels(lease.service).inc(chain_blocks)
-        self._metrics.prefix_hits.labels(lease.service).inc(cached_blocks)
-        log.debug("replica_picked", service=lease.service, endpoint=lease.endpoint, lease=lease.id, reason=reason)
+    def admitted(self, lease: Lease, *, chain_blocks: int, cached_blocks: int) -> None:
+        tally = self._metrics.of(lease.service)
+        tally.held.observe(lease.hold_s)
+        tally.prefix_blocks += chain_blocks
+        tally.prefix_hits += cached_blocks
 
     def left(self, service: str) -> None:
-        self._metrics.requests.labels(service, "0", "client_left_waiting").inc()
+        self._metrics.count(service, "0", "client_left_waiting")
 
-    def ended(self, entry: LogEntry) -> None:
-        """A request that was sent to an engine, or that Envoy refused by itself, is over."""
-        lease = entry.lease
-        if lease is None:
-            answered = entry.details in ("ext_authz_denied", "lua_response")
-            if not answered and entry.reason != "client_left":
-                # Envoy's own word: too large, no HTTP, the picker out of reach.
-                self._metrics.requests.labels("", str(entry.code), "refused").inc()
-            log.info(
-                "request_answered_here",
-                request_id=entry.request_id,
-                traceparent=entry.traceparent,
-                code=entry.code,
-                details=entry.details,
-                duration_s=entry.duration_s,
-            )
-            return
-        metrics, service, usage = self._metrics, lease.service, entry.usage
-        metrics.requests.labels(service, str(entry.code), entry.reason).inc()
-        metrics.duration.labels(service).observe(entry.duration_s)
-        if entry.code == 200 and lease.streams and entry.first_body_s is not None:
-            metrics.first_token.labels(service).observe(entry.first_body_s)
-            if usage.output_tokens is not None and usage.output_tokens > 1:
-                per_token_s = (entry.duration_s - entry.first_body_s) / (usage.output_tokens - 1)
-                metrics.per_token.labels(service).observe(per_token_s)
-        if usage.prompt_tokens is None and entry.code == 200:
-            # The engine told nothing, or the client left before it did: the prompt is estimated, and marked so.
-            metrics.estimated.labels(service).inc()
-            metrics.input_tokens.labels(service).inc(lease.prompt_tokens)
-        metrics.input_tokens.labels(service).inc(usage.prompt_tokens or 0)
-        metrics.cached_tokens.labels(service).inc(usage.cached_tokens or 0)
-        metrics.output_tokens.labels(service).inc(usage.output_tokens or 0)
-        log.info(
-            "request_ended",
-            service=service,
+    def answered_here(self, entry: LogEntry) -> None:
+        """A request that no engine saw is over: the picker answered it, or Envoy refused it by itself."""
+        answered = entry.details in ("ext_authz_denied", "lua_response")
+        if not answered and entry.reason != "client_left":
+            # Envoy's own word: too large, no HTTP, the picker out of reach.
+            self._metrics.count("", str(entry.code), "refused")
+        self._write(
+            event="request_answered_here",
             request_id=entry.request_id,
             traceparent=entry.traceparent,
+            code=entry.code,
+            details=entry.details,
+            duration_s=entry.duration_s,
+        )
+
+    def ended(self, entry: LogEntry, lease: Lease, usage: Usage) -> None:
+        """A request that was sent to an engine is over."""
+        tally, reason, duration_s, first_body_s = (
+            self._metrics.of(lease.service), entry.reason, entry.duration_s, entry.first_body_s,
+        )  # fmt: skip
+        self._metrics.count(lease.service, str(entry.code), reason)
+        tally.duration.observe(duration_s)
+        if entry.code == 200 and lease.streams and first_body_s is not None:
+            tally.first_token.observe(first_body_s)
+            if usage.output_tokens is not None and usage.output_tokens > 1:
+                tally.per_token.observe((duration_s - first_body_s) / (usage.output_tokens - 1))
+        if usage.prompt_tokens is None and entry.code == 200:
+            # The engine told nothing, or the client left before it did: the prompt is estimated, and marked so.
+            tally.estimated += 1
+            tally.input_tokens += lease.prompt_tokens
+        tally.input_tokens += usage.prompt_tokens or 0
+        tally.cached_tokens += usage.cached_tokens or 0
+        tally.output_tokens += usage.output_tokens or 0
+        self._write(
+            event="request_ended",
+            service=lease.service,
+            request_id=entry.request_id,
+            traceparent=entry.traceparent,
+            account=lease.account or None,
             endpoint=entry.host,
             code=entry.code,
-            reason=entry.reason,
+            reason=reason,
             attempts=entry.attempts,
             hold_s=round(lease.hold_s, 4),
-            first_token_s=entry.first_body_s if lease.streams else None,
-            duration_s=entry.duration_s,
+            first_token_s=first_body_s if lease.streams else None,
+            duration_s=duration_s,
             prompt_tokens=usage.prompt_tokens,
             cached_tokens=usage.cached_tokens,
             output_tokens=usage.output_tokens,
         )
+
+    def _write(self, **fields: object) -> None:
+        self._lines.append(_encode({**fields, "process": "picker", "level": "info", "timestamp": entry_time()}))
+
+    def flush(self) -> None:
+        """Write the lines of requests out: many at once, since each write is a call to the system."""
+        if self._lines:
+            lines, self._lines = b"\n".join(self._lines) + b"\n", []
+            with contextlib.suppress(OSError):
+                # On a full disk a line is lost, and requests are still served.
+                os.write(2, lines)
 
 
 class PickerProcess:
@@ -119,7 +145,13 @@ class PickerProcess:
         self._metrics = GatewayMetrics(self._registry)
         self._recorder = Recorder(self._metrics)
         # Ties between equal replicas need no secrecy.
-        self._picker = Picker(clock=self._clock, random=Random(), observer=self._recorder)  # noqa: S311
+        self._picker = Picker(
+            clock=self._clock,
+            random=Random(),  # noqa: S311
+            observer=self._recorder,
+            ledger=Ledger(files.ledger),
+        )
+        self._large = LargeBodies()
         self._table_stamp: tuple[int, int] | None = None
         self._reopen = asyncio.Event()
         self._tail = LogTail(files.access_log, largest_bytes=LARGEST_LOG_BYTES, rotate=self._reopen.set)
@@ -139,9 +171,10 @@ class PickerProcess:
             control = await self._serve_control()
             self._files.picker_socket.unlink(missing_ok=True)
             checks = await loop.create_unix_server(
-                protocol_factory(self._picker, self._clock), str(self._files.picker_socket), backlog=4096
+                protocol_factory(self._picker, self._clock, self._large), str(self._files.picker_socket), backlog=4096
             )
             self._files.picker_socket.chmod(0o600)
+            await self._large.start()
             log.info("picker_started", generation=self._picker.table.generation)
             async with asyncio.TaskGroup() as tasks:
                 running: list[asyncio.Task[object]] = [
@@ -163,6 +196,8 @@ class PickerProcess:
                 for task in running:
                     task.cancel()
             await control.cleanup()
+        self._large.stop()
+        self._recorder.flush()
         log.info("picker_stopped")
 
     def _take_up_what_runs(self) -> None:
@@ -174,17 +209,26 @@ class PickerProcess:
             self._picker.admit_after(self._clock.monotonic_s() + SETTLE_S)
 
     def _use_entry(self, entry: LogEntry) -> None:
-        if entry.ended:
-            if entry.lease:
-                self._picker.ended(entry.lease.id)
-            self._recorder.ended(entry)
-        elif entry.lease:
-            self._picker.renewed(entry.lease, entry.host)
+        lease = lease_from_text(entry.lease) if entry.lease else None
+        if lease is None:
+            if entry.ended:
+                self._recorder.answered_here(entry)
+            return
+        if not entry.ended:
+            self._picker.renewed(lease, entry.host)
+            return
+        usage = entry.usage
+        prompt_tokens = lease.prompt_tokens if usage.prompt_tokens is None else usage.prompt_tokens
+        # What failed before it began has used nothing.
+        used_tokens = prompt_tokens + (usage.output_tokens or 0) if entry.code == 200 else 0
+        self._picker.ended(lease, used_tokens=used_tokens, broke_on=entry.broke_on(lease.endpoint))
+        self._recorder.ended(entry, lease, usage)
 
     async def _follow_log(self) -> None:
         while True:
             for entry in self._tail.read():
                 self._use_entry(entry)
+            self._recorder.flush()
             await asyncio.sleep(LOG_POLL_S)
 
     async def _rotate_log(self, admin: aiohttp.ClientSession) -> None:

@@ -33,6 +33,10 @@ class GatewayFiles:
         return self.folder / "access.log"
 
     @property
+    def ledger(self) -> Path:
+        return self.folder / "limits.ledger"
+
+    @property
     def admin_socket(self) -> Path:
         return self.folder / "envoy.sock"
 

@@ -32,6 +32,21 @@ class ReplicaEntry(_Entry):
     cache_blocks: int = 1_000
 
 
+class KeyLimits(_Entry):
+    """What one key may do. None is "no limit"."""
+
+    concurrent_requests: int | None = None
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+
+
+class KeyEntry(_Entry):
+    """An API key, known by its hash."""
+
+    hash: str
+    limits: KeyLimits = KeyLimits()
+
+
 class ServiceEntry(_Entry):
     """One service as the picker sees it."""
 
@@ -41,7 +56,7 @@ class ServiceEntry(_Entry):
     engine_key: str = ""
     engine_model: str | None = None
     routes: tuple[RouteRule, ...] = ()
-    key_hashes: tuple[str, ...] | None = None
+    keys: tuple[KeyEntry, ...] | None = None
     max_wait_s: float = 120.0
     first_byte_timeout_s: float = 600.0
     replicas: tuple[ReplicaEntry, ...] = ()

@@ -3,19 +3,15 @@
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
-
-from pilotage.gateway.leases import Lease, lease_from_text
+import msgspec
 
 READ_BYTES = 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens of one answer. `None` is "the engine didn't say"."""
 
     prompt_tokens: int | None
@@ -23,84 +19,99 @@ class Usage:
     output_tokens: int | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LogEntry:
-    """One line of the access log: a request that still runs (`ended` is false) or has ended."""
+UNKNOWN = Usage(prompt_tokens=None, cached_tokens=None, output_tokens=None)
 
-    ended: bool
-    lease: Lease | None
-    host: str | None
-    code: int
-    details: str
-    flags: str
-    start_s: float
-    duration_s: float
-    first_body_s: float | None
-    usage: Usage
-    request_id: str | None
-    traceparent: str | None
-    attempts: int
+
+class LogEntry(msgspec.Struct, kw_only=True):
+    """One line of the access log: a request that still runs or has ended. Fields are as Envoy writes them."""
+
+    type: str
+    lease: str | None = None
+    host: str | None = None
+    code: int = 0
+    details: str = ""
+    flags: str = ""
+    start_s: str = "0"
+    duration_ms: float = 0
+    first_body_ms: float | None = None
+    said_usage: dict[str, float] | None = msgspec.field(name="usage", default=None)
+    request_id: str | None = None
+    traceparent: str | None = None
+    attempts: int = 0
+
+    @property
+    def ended(self) -> bool:
+        """The request is over."""
+        return self.type == "DownstreamEnd"
+
+    @property
+    def duration_s(self) -> float:
+        """From the first byte of the request to the last of the answer."""
+        return self.duration_ms / 1000
+
+    @property
+    def first_body_s(self) -> float | None:
+        """From the first byte of the request to the first of the answer's body."""
+        return None if self.first_body_ms is None else self.first_body_ms / 1000
 
     @property
     def reason(self) -> str:
         """What became of the request, as one of a few words."""
+        if self.code < 400 and (not self.flags or self.flags == "-"):
+            return "ok"
         if "DC" in self.flags or self.details.startswith("downstream"):
             return "client_left"
-        if any(flag in self.flags for flag in ("UC", "UF", "UPE", "UR", "UH")):
+        if any(flag in self.flags for flag in ENGINE_FAILED):
             return "engine_failed"
         if any(flag in self.flags for flag in ("SI", "UT")):
             return "timeout"
         return "ok" if self.code < 400 else "refused"
 
+    @property
+    def usage(self) -> Usage:
+        """Tokens, by what the engine said."""
+        raw = self.said_usage
+        if raw is None:
+            return UNKNOWN
+        # OpenAI's object is final; llama.cpp's timings run along, with the cached part of the prompt counted apart.
+        prompt: float | None
+        cached: float | None
+        output: float | None
+        if "completion_tokens" in raw:
+            prompt, output = raw.get("prompt_tokens"), raw.get("completion_tokens")
+            cached = raw.get("cached_tokens", raw.get("timings_cached"))
+        elif "timings_predicted" in raw:
+            cached, output = raw.get("timings_cached"), raw.get("timings_predicted")
+            prompt = (raw.get("timings_prompt") or 0) + (cached or 0)
+        else:
+            # Embeddings have a prompt and no output.
+            prompt, cached = raw.get("prompt_tokens"), raw.get("cached_tokens")
+            output = 0 if "prompt_tokens" in raw else None
+        return Usage(prompt_tokens=_whole(prompt), cached_tokens=_whole(cached), output_tokens=_whole(output))
+
+    def broke_on(self, picked: str) -> tuple[str, ...]:
+        """The endpoints that closed the connection on this request; it was sent to `picked` first."""
+        failed = {picked} if self.attempts > 1 and self.host != picked else set()
+        if self.host and "UC" in self.flags:
+            failed.add(self.host)
+        return tuple(failed)
+
+
+# Envoy's response flags: the connection to the engine ended, failed, broke the protocol, was reset, had no host.
+ENGINE_FAILED = ("UC", "UF", "UPE", "UR", "UH")
+_decoder = msgspec.json.Decoder(LogEntry, strict=False)
+
 
 def read_entry(line: bytes) -> LogEntry | None:
     """The entry in `line`, or None where it is none of ours (cut off by a crash, say)."""
     try:
-        raw = orjson.loads(line)
-    except orjson.JSONDecodeError:
+        return _decoder.decode(line)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
-    if not isinstance(raw, dict) or "type" not in raw:
-        return None
-    lease = raw.get("lease")
-    first_body_ms = raw.get("first_body_ms")
-    return LogEntry(
-        ended=raw["type"] == "DownstreamEnd",
-        lease=lease_from_text(lease) if isinstance(lease, str) else None,
-        host=raw.get("host"),
-        code=int(raw.get("code") or 0),
-        details=raw.get("details") or "",
-        flags=raw.get("flags") or "",
-        start_s=float(raw.get("start_s") or 0.0),
-        duration_s=float(raw.get("duration_ms") or 0) / 1000,
-        first_body_s=float(first_body_ms) / 1000 if first_body_ms is not None else None,
-        usage=_usage(raw.get("usage")),
-        request_id=raw.get("request_id"),
-        traceparent=raw.get("traceparent"),
-        attempts=int(raw.get("attempts") or 0),
-    )
 
 
-def _usage(raw: Any) -> Usage:
-    if not isinstance(raw, dict):
-        return Usage(prompt_tokens=None, cached_tokens=None, output_tokens=None)
-    # OpenAI's object is final; llama.cpp's timings run along, with the cached part of the prompt counted apart.
-    if "completion_tokens" in raw:
-        prompt, output = raw.get("prompt_tokens"), raw.get("completion_tokens")
-        cached = raw.get("cached_tokens", raw.get("timings_cached"))
-    elif "timings_predicted" in raw:
-        cached, output = raw.get("timings_cached"), raw.get("timings_predicted")
-        prompt = (raw.get("timings_prompt") or 0) + (cached or 0)
-    else:
-        prompt, cached, output = (
-            raw.get("prompt_tokens"),
-            raw.get("cached_tokens"),
-            0 if "prompt_tokens" in raw else None,
-        )
-    return Usage(prompt_tokens=_whole(prompt), cached_tokens=_whole(cached), output_tokens=_whole(output))
-
-
-def _whole(value: Any) -> int | None:
-    return int(value) if isinstance(value, int | float) and value >= 0 else None
+def _whole(value: float | None) -> int | None:
+    return int(value) if value is not None and value >= 0 else None
 
 
 class LogTail:

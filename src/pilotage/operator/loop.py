@@ -16,7 +16,16 @@ from pilotage.clock import Clock
 from pilotage.engines import EngineAdapter, adapter_for
 from pilotage.errors import Invalid, PilotageError, Unavailable
 from pilotage.fleet import AgentConfig, ReplicaRecord
-from pilotage.gateway import GatewayLimits, ReplicaEntry, RouteRule, RoutingTable, ServiceEntry, hash_of_key
+from pilotage.gateway import (
+    GatewayLimits,
+    KeyEntry,
+    KeyLimits,
+    ReplicaEntry,
+    RouteRule,
+    RoutingTable,
+    ServiceEntry,
+    hash_of_key,
+)
 from pilotage.operator.events import EventLog
 from pilotage.operator.records import WEIGHTS_LOST, Resolved, ServiceRecord, ServiceRecords
 from pilotage.operator.seams import Fleet, Gateway, GatewayState, Machine, Weights
@@ -116,11 +125,11 @@ class Operator:
 
     def apply(self, services: Sequence[LLMService]) -> list[tuple[str, str]]:
         """Make these wanted, beside what is. Returns pairs of key and outcome: created, configured, unchanged."""
-        hashes = {}
+        keys = {}
         for service in services:
             adapter_for(service.spec.engine.type).slots(service.spec.engine.args)
             self._machine.require_engine(service)
-            hashes[service.key] = self._hashed_keys(service)
+            keys[service.key] = self._keys(service)
         outcomes = []
         for service in services:
             known = self._records.get(service.key)
@@ -135,7 +144,7 @@ class Operator:
             else:
                 record = known.model_copy(update={"service": service, "generation": known.generation + 1})
                 outcome = "configured"
-            self._save(record.model_copy(update={"key_hashes": hashes[service.key]}))
+            self._save(record.model_copy(update={"keys": keys[service.key]}))
             memory = self._memory.setdefault(service.key, _Memory())
             memory.trouble, memory.failures, memory.start_after_s = None, 0, 0.0
             memory.fetch_failures, memory.fetch_after_s = 0, 0.0
@@ -560,7 +569,7 @@ class Operator:
             engine_key=self._run_key,
             engine_model=adapter.model_name,
             routes=tuple(RouteRule(path=r.path, prompt=r.prompt) for r in adapter.routes(service.spec.engine.args)),
-            key_hashes=record.key_hashes,
+            keys=record.keys,
             max_wait_s=float(service.spec.lifecycle.max_wait_seconds),
             first_byte_timeout_s=float(service.spec.lifecycle.first_byte_timeout_seconds),
             replicas=tuple(
@@ -579,19 +588,20 @@ class Operator:
             keepalive_s=adapter.keepalive_s,
         )
 
-    def _hashed_keys(self, service: LLMService) -> tuple[str, ...] | None:
+    def _keys(self, service: LLMService) -> tuple[KeyEntry, ...] | None:
         """What is kept of the service's keys; None when it needs none. Raises SecretMissing or Invalid."""
         if service.spec.access is None:
             return None
-        hashes: list[str] = []
+        keys: list[KeyEntry] = []
         for source in service.spec.access.keys_from:
             lines = [line.strip() for line in self._machine.secret(source.secret_ref).splitlines()]
-            hashes += [_kept(line) for line in lines if line and not line.startswith("#")]
-        if not hashes:
+            limits = KeyLimits(**source.limits.model_dump())
+            keys += [KeyEntry(hash=_kept(line), limits=limits) for line in lines if line and not line.startswith("#")]
+        if not keys:
             raise Invalid(
                 f"{service.key} wants API keys, and its secrets hold none", hint="write one key a line into the secret"
             )
-        return tuple(hashes)
+        return tuple(keys)
 
     # Reports ----------------------------------------------------------------------------------------------------------
 

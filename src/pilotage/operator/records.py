@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pilotage.api import LLMGateway, LLMService
 from pilotage.files import write_atomically
+from pilotage.gateway import KeyEntry
 
 # What `resolved_for` says while the weights of a plan are gone from where they were.
 WEIGHTS_LOST = ""
@@ -42,8 +43,8 @@ class ServiceRecord(BaseModel):
     resolved: Resolved | None = None
     resolved_for: str = WEIGHTS_LOST
     delete_within_s: float | None = None
-    # Hashes of the API keys, so that a restart needs no secret.
-    key_hashes: tuple[str, ...] | None = None
+    # Hashes of the API keys and their limits, so that a restart needs no secret.
+    keys: tuple[KeyEntry, ...] | None = None
 
     @property
     def key(self) -> str:

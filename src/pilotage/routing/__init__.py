@@ -3,7 +3,7 @@
 Knows nothing of HTTP, Envoy or processes: a request is a chain of prefix blocks, a replica is a number.
 """
 
-from pilotage.routing.choice import Candidates, Pick, choose
+from pilotage.routing.choice import Board, Pick, choose
 from pilotage.routing.prefixes import PrefixIndex
 
-__all__ = ["Candidates", "Pick", "PrefixIndex", "choose"]
+__all__ = ["Board", "Pick", "PrefixIndex", "choose"]

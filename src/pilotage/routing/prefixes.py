@@ -14,8 +14,10 @@ class PrefixIndex:
 
     def __init__(self) -> None:
         self._holders: dict[int, int] = {}
-        self._blocks: dict[int, OrderedDict[int, None]] = {}
+        # For each replica its blocks, least recently given first, with the number of the record that gave them.
+        self._blocks: dict[int, OrderedDict[int, int]] = {}
         self._capacity_blocks: dict[int, int] = {}
+        self._records = 0
 
     def add_replica(self, replica: int, *, capacity_blocks: int) -> None:
         """Begin to know `replica`, which holds at most `capacity_blocks`."""
@@ -49,15 +51,21 @@ class PrefixIndex:
         if blocks is None:
             return
         bit = 1 << replica
+        self._records += 1
         for block in chain:
             if block in blocks:
                 blocks.move_to_end(block)
             else:
-                blocks[block] = None
                 self._holders[block] = self._holders.get(block, 0) | bit
+            blocks[block] = self._records
         while len(blocks) > self._capacity_blocks[replica]:
             oldest, _ = blocks.popitem(last=False)
             self._drop(oldest, replica)
+
+    def oldest(self, replica: int) -> int:
+        """When the block was last given that `replica` forgets first; 0 while it has room. Later is more."""
+        blocks = self._blocks[replica]
+        return next(iter(blocks.values())) if blocks and len(blocks) >= self._capacity_blocks[replica] else 0
 
     def _drop(self, block: int, replica: int) -> None:
         left = self._holders[block] & ~(1 << replica)

@@ -36,11 +36,13 @@ class Refusal(Exception):
 class Account:
     """One key of one service. `now_s` is monotonic seconds."""
 
-    __slots__ = ("_at_s", "_ledger", "_place", "_requests", "_tokens", "id", "limits", "waiting", "waiting_tokens")
+    __slots__ = ("_at_s", "_ledger", "_place", "_requests", "_tokens", "id", "is_limited", "limits", "waiting",
+                 "waiting_tokens")  # fmt: skip
 
     def __init__(self, account_id: str, limits: KeyLimits, *, ledger: "Ledger", now_s: float) -> None:
         self.id = account_id
         self.limits = limits
+        self.is_limited = limits != KeyLimits()
         self.waiting = 0
         self.waiting_tokens = 0
         self._requests = float(limits.requests_per_minute or 0)
@@ -55,11 +57,6 @@ class Account:
                 self._requests, self._tokens, self._at_s = requests, tokens, at_s
         self._fill(now_s)
 
-    @property
-    def is_limited(self) -> bool:
-        """Something limits it."""
-        return self.limits != KeyLimits()
-
     def use(self, limits: KeyLimits, *, now_s: float) -> None:
         """Go by `limits` from now on; what has been used stays used."""
         if limits == self.limits:
@@ -70,7 +67,8 @@ class Account:
         self._requests = (limits.requests_per_minute or 0) - (used_requests if self.limits.requests_per_minute else 0)
         self._tokens = (limits.tokens_per_minute or 0) - (used_tokens if self.limits.tokens_per_minute else 0)
         self.limits = limits
-        if self._place < 0:
+        self.is_limited = limits != KeyLimits()
+        if self.is_limited and self._place < 0:
             self._place, _ = self._ledger.place(self.id)
         self._keep()
 

@@ -107,6 +107,11 @@ class Leases:
         self._leave(known[0])
         return known[0]
 
+    def known(self, lease_id: str) -> Lease | None:
+        """The lease, where it runs."""
+        found = self._leases.get(lease_id)
+        return found[0] if found else None
+
     def has_ended(self, lease_id: str) -> bool:
         """Its end was seen, not long ago."""
         return lease_id in self._ended
@@ -129,17 +134,21 @@ class Leases:
         return late
 
     def _enter(self, lease: Lease) -> None:
-        self.in_flight[lease.endpoint] += 1
-        if lease.account:
-            self.of_account[lease.account] += 1
-        self._changed(lease.endpoint)
+        self._count(lease, 1)
 
     def _leave(self, lease: Lease) -> None:
-        self.in_flight[lease.endpoint] -= 1
-        if not self.in_flight[lease.endpoint]:
-            del self.in_flight[lease.endpoint]
-        if lease.account:
-            self.of_account[lease.account] -= 1
-            if not self.of_account[lease.account]:
-                del self.of_account[lease.account]
+        self._count(lease, -1)
+
+    def _count(self, lease: Lease, change: int) -> None:
+        counts: tuple[tuple[Counter[str], str], ...] = (
+            (self.in_flight, lease.endpoint),
+            (self.of_account, lease.account),
+        )
+        for counter, name in counts:
+            if name:
+                count = counter.get(name, 0) + change
+                if count:
+                    counter[name] = count
+                else:
+                    del counter[name]
         self._changed(lease.endpoint)

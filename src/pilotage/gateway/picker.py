@@ -100,6 +100,8 @@ class _Service:
     # By the key's hash; None when no key is needed.
     accounts: dict[str, Account] | None = None
     paths: frozenset[str] = frozenset()
+    # What is appended to bodies, by whether they stream and what model they name.
+    patches: dict[tuple[bool, str], str] = field(default_factory=dict)
 
 
 class Picker:
@@ -107,7 +109,8 @@ class Picker:
 
     def __init__(self, *, clock: Clock, random: Random, observer: Observer, ledger: Ledger | None = None) -> None:
         self._clock = clock
-        self._tie = random.randrange
+        draw = random.random
+        self._tie: Callable[[int], int] = lambda count: int(draw() * count)
         self._trace = random.getrandbits
         self._observer = observer
         self._ledger = ledger or Ledger(None)
@@ -341,7 +344,7 @@ class Picker:
             # With one replica the second try goes to it again: a connection that was just closing is no crash.
             endpoints if len(endpoints) > 1 else endpoints * 2,
             service.entry.engine_key,
-            _patch(service.entry, parsed),
+            service.patches.get((parsed.streams, parsed.model)) or _patch(service, parsed),
             asked.traceparent or f"00-{self._trace(128):032x}-{self._trace(64):016x}-01",
             headers,
         )
@@ -415,6 +418,7 @@ class Picker:
         service = known or _Service(entry)
         service.entry = entry
         service.paths = frozenset(rule.path for rule in entry.routes)
+        service.patches = {}
         present = {replica.name for replica in entry.replicas}
         for name in [name for name in service.numbers if name not in present]:
             number = service.numbers.pop(name)
@@ -509,9 +513,12 @@ def _opens(service: _Service, key: str | None) -> bool:
     return key is not None and hash_of_key(key) in service.accounts
 
 
-def _patch(service: ServiceEntry, parsed: Parsed) -> str:
+def _patch(service: _Service, parsed: Parsed) -> str:
     """Fields to append to the body, as the inside of a JSON object in plain ASCII."""
-    fields: dict[str, object] = dict(service.stream_patch) if parsed.streams else {}
-    if service.engine_model is not None and service.engine_model != parsed.model:
-        fields["model"] = service.engine_model
-    return json.dumps(fields, separators=(",", ":"))[1:-1] if fields else ""
+    entry = service.entry
+    fields: dict[str, object] = dict(entry.stream_patch) if parsed.streams else {}
+    if entry.engine_model is not None and entry.engine_model != parsed.model:
+        fields["model"] = entry.engine_model
+    patch = json.dumps(fields, separators=(",", ":"))[1:-1] if fields else ""
+    service.patches[parsed.streams, parsed.model] = patch
+    return patch

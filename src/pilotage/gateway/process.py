@@ -44,12 +44,31 @@ SETTLE_S = 1.2
 # Without a control loop for this long, the gateway ends itself and Envoy: nothing is left behind.
 ORPHAN_AFTER_S = 60.0
 
-_encode = msgspec.json.Encoder().encode
+_encode_lines = msgspec.json.Encoder().encode_lines
 
 
-def entry_time() -> str:
-    """Now, as structlog writes it."""
-    return datetime.now(UTC).isoformat().replace("+00:00", "Z")
+class _Line(msgspec.Struct, omit_defaults=True):
+    """A request in the picker's log, with the names that structlog gives. A struct: one is made for every request."""
+
+    event: str
+    timestamp: str
+    code: int
+    duration_s: float
+    request_id: str | None = None
+    traceparent: str | None = None
+    details: str | None = None
+    service: str | None = None
+    account: str | None = None
+    endpoint: str | None = None
+    reason: str | None = None
+    attempts: int | None = None
+    hold_s: float | None = None
+    first_token_s: float | None = None
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    output_tokens: int | None = None
+    level: str = msgspec.field(default_factory=lambda: "info")
+    process: str = msgspec.field(default_factory=lambda: "picker")
 
 
 class Recorder:
@@ -57,7 +76,8 @@ class Recorder:
 
     def __init__(self, metrics: GatewayMetrics) -> None:
         self._metrics = metrics
-        self._lines: list[bytes] = []
+        self._lines: list[_Line] = []
+        self._now = ""
 
     def answered(self, service: str, answer: Answer) -> None:
         self._metrics.count(service, str(answer.status), answer.code)
@@ -77,14 +97,12 @@ class Recorder:
         if not answered and entry.reason != "client_left":
             # Envoy's own word: too large, no HTTP, the picker out of reach.
             self._metrics.count("", str(entry.code), "refused")
-        self._write(
-            event="request_answered_here",
-            request_id=entry.request_id,
-            traceparent=entry.traceparent,
-            code=entry.code,
-            details=entry.details,
-            duration_s=entry.duration_s,
-        )
+        self._lines.append(
+            _Line(
+                "request_answered_here", self._time(), entry.code, entry.duration_s, entry.request_id,
+                entry.traceparent, entry.details,
+            )
+        )  # fmt: skip
 
     def ended(self, entry: LogEntry, lease: Lease, usage: Usage) -> None:
         """A request that was sent to an engine is over."""
@@ -104,31 +122,24 @@ class Recorder:
         tally.input_tokens += usage.prompt_tokens or 0
         tally.cached_tokens += usage.cached_tokens or 0
         tally.output_tokens += usage.output_tokens or 0
-        self._write(
-            event="request_ended",
-            service=lease.service,
-            request_id=entry.request_id,
-            traceparent=entry.traceparent,
-            account=lease.account or None,
-            endpoint=entry.host,
-            code=entry.code,
-            reason=reason,
-            attempts=entry.attempts,
-            hold_s=round(lease.hold_s, 4),
-            first_token_s=first_body_s if lease.streams else None,
-            duration_s=duration_s,
-            prompt_tokens=usage.prompt_tokens,
-            cached_tokens=usage.cached_tokens,
-            output_tokens=usage.output_tokens,
-        )
+        self._lines.append(
+            _Line(
+                "request_ended", self._time(), entry.code, duration_s, entry.request_id, entry.traceparent, None,
+                lease.service, lease.account or None, entry.host, reason, entry.attempts, round(lease.hold_s, 4),
+                first_body_s if lease.streams else None, usage.prompt_tokens, usage.cached_tokens, usage.output_tokens,
+            )
+        )  # fmt: skip
 
-    def _write(self, **fields: object) -> None:
-        self._lines.append(_encode({**fields, "process": "picker", "level": "info", "timestamp": entry_time()}))
+    def _time(self) -> str:
+        # One look at the clock for all lines that are written together.
+        if not self._lines:
+            self._now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+        return self._now
 
     def flush(self) -> None:
         """Write the lines of requests out: many at once, since each write is a call to the system."""
         if self._lines:
-            lines, self._lines = b"\n".join(self._lines) + b"\n", []
+            lines, self._lines = _encode_lines(self._lines), []
             with contextlib.suppress(OSError):
                 # On a full disk a line is lost, and requests are still served.
                 os.write(2, lines)
@@ -209,7 +220,9 @@ class PickerProcess:
             self._picker.admit_after(self._clock.monotonic_s() + SETTLE_S)
 
     def _use_entry(self, entry: LogEntry) -> None:
-        lease = lease_from_text(entry.lease) if entry.lease else None
+        # The text is read only where its lease is not known any more.
+        text = entry.lease or ""
+        lease = self._picker.leases.known(text.partition(";")[0]) or lease_from_text(text)
         if lease is None:
             if entry.ended:
                 self._recorder.answered_here(entry)

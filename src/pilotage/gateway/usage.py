@@ -91,6 +91,8 @@ class LogEntry(msgspec.Struct, kw_only=True):
 
     def broke_on(self, picked: str) -> tuple[str, ...]:
         """The endpoints that closed the connection on this request; it was sent to `picked` first."""
+        if self.attempts <= 1 and "UC" not in self.flags:
+            return ()
         failed = {picked} if self.attempts > 1 and self.host != picked else set()
         if self.host and "UC" in self.flags:
             failed.add(self.host)

@@ -13,8 +13,12 @@ class Board:
     """How busy each replica is. Replicas are numbers from 0, as in the prefix index."""
 
     def __init__(self) -> None:
-        # `_standing` is what a choice reads: TAKEN where nothing more may go.
-        self._standing: list[int] = []
+        # By replica, for reading: less is freer, and TAKEN is no place at all.
+        self.standings: list[int] = []
+        # What an engine's step costs however few requests are in it, in requests. An engine that takes many at once is
+        # slowed little by one more. An eighth of the slots was the best of those tried on the Mooncake trace
+        # (benchmarks/routing): 1, 2, 4 and 8 of 64 gave 0.945, 0.942, 0.965 and 0.987 of the bound.
+        self.bases: list[float] = []
         self._load: list[int] = []
         self._slots: list[int] = []
 
@@ -23,8 +27,10 @@ class Board:
         while len(self._slots) <= replica:
             self._slots.append(0)
             self._load.append(0)
-            self._standing.append(TAKEN)
+            self.standings.append(TAKEN)
+            self.bases.append(1.0)
         self._slots[replica] = slots
+        self.bases[replica] = max(1.0, slots / 8)
         self._restate(replica)
 
     def set_load(self, replica: int, *, in_flight: int, oldest: int = 0) -> None:
@@ -36,22 +42,9 @@ class Board:
         """Requests that `replica` has."""
         return self._load[replica] >> AGE_BITS
 
-    def standing(self, replica: int) -> int:
-        """Less is freer; TAKEN is no place at all."""
-        return self._standing[replica]
-
-    def base(self, replica: int) -> float:
-        """What an engine's step costs however few requests are in it, in requests.
-
-        An engine that takes many at once is slowed little by one more. An eighth of the slots was the best of those
-        tried on the Mooncake trace (benchmarks/routing): 1, 2, 4 and 8 of 64 gave 0.945, 0.942, 0.965 and 0.987 of the
-        bound.
-        """
-        return max(1.0, self._slots[replica] / 8)
-
     def freest(self, tie: Callable[[int], int]) -> tuple[int, int]:
         """The two freest replicas, -1 where there is none. Of equals, `tie(n)` says where to begin to look."""
-        standing = self._standing
+        standing = self.standings
         first = self._least(tie)
         if first < 0:
             return -1, -1
@@ -61,7 +54,7 @@ class Board:
         return first, second
 
     def _least(self, tie: Callable[[int], int]) -> int:
-        standing = self._standing
+        standing = self.standings
         least = min(standing, default=TAKEN)
         if least == TAKEN:
             return -1
@@ -72,7 +65,7 @@ class Board:
 
     def _restate(self, replica: int) -> None:
         load = self._load[replica]
-        self._standing[replica] = load if load >> AGE_BITS < self._slots[replica] else TAKEN
+        self.standings[replica] = load if load >> AGE_BITS < self._slots[replica] else TAKEN
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +83,7 @@ def choose(
     """The best replica with a free slot and the next best, or None when every slot is taken.
 
     The cost of a replica is the blocks it would have to prefill times how slow it is, which is the requests it has and
-    a base (see `Board.base`): a product needs no weights between unlike things, is least request where nothing is
+    a base (see `Board.bases`): a product needs no weights between unlike things, is least request where nothing is
     cached, and keeps a first block that all requests share (a system prompt) from drawing them all to one replica. Of
     equal costs the one with fewer requests is the better, then the one that would forget what was longest unused, as
     one cache of all replicas would; of equal ones still, `tie(n)` chooses, which returns a number below n.
@@ -105,15 +98,13 @@ def choose(
         best_cost: tuple[float, int] = (float("inf"), 0)
         next_cost = best_cost
         best = next_best = -1
-        candidates = dict(cached_blocks)
-        candidates.setdefault(first, 0)
-        if second >= 0:
-            candidates.setdefault(second, 0)
+        candidates = {first: 0, **cached_blocks} if second < 0 else {first: 0, second: 0, **cached_blocks}
+        standings, bases = board.standings, board.bases
         for replica, cached in candidates.items():
-            standing = board.standing(replica)
+            standing = standings[replica]
             if standing == TAKEN:
                 continue
-            cost = ((chain_blocks - cached + 1) * ((standing >> AGE_BITS) + board.base(replica)), standing)
+            cost = ((chain_blocks - cached + 1) * ((standing >> AGE_BITS) + bases[replica]), standing)
             if cost < best_cost:
                 next_best, next_cost = best, best_cost
                 best, best_cost = replica, cost

@@ -295,8 +295,8 @@ def pick(rounds: int, seconds: float, _: Path) -> None:
     leases, took = [], []
 
     def ask() -> float:
-        # A system prompt that all share, one of 5,000 documents, and a question: 25 blocks.
-        document = f"document {random.randrange(5_000)} "
+        # A system prompt that all share, one of 8,000 documents, and a question: 25 blocks.
+        document = f"document {random.randrange(8_000)} "
         prompt = system + document * 700 + f"question {random.random()}"
         body = json.dumps({"model": "bench", "prompt": prompt}).encode()
         request = Request("POST", "/v1/completions", None, body, time.time(), None)
@@ -310,7 +310,7 @@ def pick(rounds: int, seconds: float, _: Path) -> None:
         return spent
 
     index = picker._services["default/bench"].index
-    for _request in range(8_000):
+    for _request in range(12_000):
         ask()
     if len(index._holders) < 100_000:
         sys.exit(f"only {len(index._holders)} blocks are known")

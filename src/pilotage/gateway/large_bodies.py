@@ -52,12 +52,14 @@ class LargeBodies:
         """Start the process now, so that the first large body need not wait for it."""
         await self._running()
 
-    def stop(self) -> None:
+    async def stop(self) -> None:
         """End the process."""
         if self._reader:
             self._reader.cancel()
-        if self._process and self._process.returncode is None:
-            self._process.kill()
+        if self._process:
+            if self._process.returncode is None:
+                self._process.kill()
+            await self._process.wait()
 
     async def _running(self) -> asyncio.subprocess.Process:
         async with self._starting:

@@ -207,7 +207,7 @@ class PickerProcess:
                 for task in running:
                     task.cancel()
             await control.cleanup()
-        self._large.stop()
+        await self._large.stop()
         self._recorder.flush()
         log.info("picker_stopped")
 

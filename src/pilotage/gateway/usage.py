@@ -141,6 +141,10 @@ class LogTail:
 
     def read(self) -> Iterator[LogEntry]:
         """The entries written since the last call."""
+        if os.fstat(self._file.fileno()).st_size < self._used_bytes:
+            # Somebody cut the log. What was in it is lost; what comes now is not.
+            self._file.seek(0)
+            self._used_bytes = 0
         yield from self._rest()
         if self._moved and self._path.exists():
             # Envoy writes to the new file; what it wrote to the old one meanwhile is the last of it.

@@ -18,6 +18,7 @@ FLAGS: dict[str, type[int] | type[float] | type[str] | type[bool]] = {
     "--startup-seconds": float,
     "--output-tokens": int,
     "--fail-to-load": bool,
+    "--crash-on": str,
 }
 
 

@@ -1,7 +1,8 @@
 """`python -m pilotage.engines.simulated.server`: OpenAI's API over the timing model, with faults on demand.
 
 POST /simulate/fault with {"kind": "hang" | "crash" | "error" | "recover"} makes the next steps hang, the process die,
-or the next requests fail; "recover" ends it. The gateway passes no such path on.
+or the next requests fail; "recover" ends it. The gateway passes no such path on. --crash-on=TEXT makes the process die
+of any prompt that holds the text.
 """
 
 import asyncio
@@ -128,12 +129,15 @@ class Engine:
 class Api:
     """The HTTP side."""
 
-    def __init__(self, engine: Engine, *, key: str, name: str, output_tokens: int, longest_tokens: int) -> None:
+    def __init__(
+        self, engine: Engine, *, key: str, name: str, output_tokens: int, longest_tokens: int, crash_on: str
+    ) -> None:
         self._engine = engine
         self._key = key
         self._name = name
         self._output_tokens = output_tokens
         self._longest_tokens = longest_tokens
+        self._crash_on = crash_on
 
     def app(self) -> web.Application:
         """The application to serve."""
@@ -204,6 +208,8 @@ class Api:
             return _error(400, "`max_tokens` must be a positive whole number")
         if len(prompt) // CHARACTERS_PER_TOKEN + wanted > self._longest_tokens:
             return _error(400, f"prompt and answer are longer than {self._longest_tokens} tokens")
+        if self._crash_on and self._crash_on in prompt:
+            os.kill(os.getpid(), signal.SIGKILL)
         answer = self._engine.begin(prompt, wanted)
         if answer is None:
             return _error(400, "prompt and answer are longer than the cache")
@@ -304,6 +310,7 @@ async def serve(argv: list[str]) -> None:
         name=str(flags["--served-name"]),
         output_tokens=int(flags.get("--output-tokens", 64)),
         longest_tokens=int(flags["--max-model-len"]),
+        crash_on=str(flags.get("--crash-on", "")),
     )
     runner = web.AppRunner(api.app(), access_log=None, handler_cancellation=True, shutdown_timeout=1)
     await runner.setup()

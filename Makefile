@@ -21,7 +21,7 @@ test: $(VENV)/dev.stamp lint ## everything: lint, types, contracts, all tests wi
 check: $(VENV)/dev.stamp lint unit ## the fast loop: lint, types, import contracts, unit tests
 
 unit: $(VENV)/dev.stamp
-	@$(BIN)/pytest -m "not envoy and not engine and not cluster and not local" --durations=5 $(ARGS)
+	@$(BIN)/pytest -m "not envoy and not engine and not cluster and not local and not sources" --durations=5 $(ARGS)
 
 lint: $(VENV)/dev.stamp
 	@$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Builds the programs of a Kubernetes control plane from Go modules, once a version and machine.
+"""Builds real parts from Go modules, once a version and machine: a Kubernetes control plane, servers of weights.
 
 `python -m tests.cluster.build` prints where they lie. Modules and checksums are pinned in the folders beside this file;
 the checksum database stays on.
@@ -39,7 +39,15 @@ KUBERNETES_FLAGS = (
 PROGRAMS = (
     Program("etcd", "etcd", "go.etcd.io/etcd/server/v3"),
     Program("kube-apiserver", "kubernetes", "k8s.io/kubernetes/cmd/kube-apiserver", KUBERNETES_FLAGS),
+    # Servers that weights come from: S3's protocol and an OCI registry.
+    Program("versitygw", "versitygw", "github.com/versity/versitygw/cmd/versitygw"),
+    Program("registry", "registry", "github.com/google/go-containerregistry/cmd/registry"),
 )
+
+
+def program(name: str) -> Path:
+    """The program called `name`."""
+    return build(next(program for program in PROGRAMS if program.name == name))
 
 
 def cache_folder() -> Path:

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import ssl
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ Handler = Callable[[BaseHTTPRequestHandler], None]
 
 
 @contextmanager
-def serving(handle: Handler) -> Iterator[str]:
+def serving(handle: Handler, *, tls: ssl.SSLContext | None = None) -> Iterator[str]:
     """A server whose GET and HEAD are `handle`; gives its address."""
 
     class Requests(BaseHTTPRequestHandler):
@@ -34,10 +35,12 @@ def serving(handle: Handler) -> Iterator[str]:
 
     server = Server(("127.0.0.1", 0), Requests)
     server.daemon_threads = True
+    if tls:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
+        yield f"{'https' if tls else 'http'}://127.0.0.1:{server.server_address[1]}"
     finally:
         server.shutdown()
         server.server_close()

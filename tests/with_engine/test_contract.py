@@ -73,7 +73,7 @@ def engine(kind: EngineType, model: Path) -> Iterator[Running]:
         process.wait()
 
 
-@pytest.fixture(scope="module", params=list(EngineType))
+@pytest.fixture(scope="module", params=list(ARGS))
 def running(request: pytest.FixtureRequest, smollm2: Path) -> Iterator[Running]:
     with engine(request.param, smollm2) as found:
         yield found
@@ -196,7 +196,7 @@ def test_equal_keys_in_a_body_count_as_the_last_says(running: Running):
 
 
 def test_sigterm_ends_it(smollm2: Path):
-    for kind in EngineType:
+    for kind in ARGS:
         with engine(kind, smollm2) as found:
             found.process.terminate()
             assert found.process.wait(timeout=10) in (0, -15)

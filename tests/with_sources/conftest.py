@@ -118,7 +118,5 @@ class Registry:
 @pytest.fixture
 def registry() -> Iterator[Registry]:
     port = free_port()
-    with started(
-        [str(program("registry")), "-port", str(port)], f"http://127.0.0.1:{port}/v2/"
-    ):
+    with started([str(program("registry")), "-port", str(port)], f"http://127.0.0.1:{port}/v2/"):
         yield Registry(f"127.0.0.1:{port}")

@@ -190,11 +190,13 @@ class Agent:
         self._stopping.set()
 
     async def _start_engine(self) -> asyncio.subprocess.Process:
-        env = {**os.environ, **self._config.env, KEY_VARIABLE: self._config.engine_key, "HF_HUB_OFFLINE": "1"}
+        key = self._config.engine_key
+        env = {**os.environ, **self._config.env, self._config.key_variable: key, "HF_HUB_OFFLINE": "1"}
+        argv = [word.replace(f"$({KEY_VARIABLE})", key) for word in self._config.argv]
         with self._config.engine_log.open("ab") as out:
             try:
                 return await asyncio.create_subprocess_exec(
-                    *self._config.argv, stdin=asyncio.subprocess.DEVNULL, stdout=out, stderr=out, env=env,
+                    *argv, stdin=asyncio.subprocess.DEVNULL, stdout=out, stderr=out, env=env,
                     preexec_fn=_die_with_parent,
                 )  # fmt: skip
             except OSError as error:

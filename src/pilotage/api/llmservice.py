@@ -15,6 +15,8 @@ class EngineType(StrEnum):
     """The engines there are."""
 
     LLAMA_CPP = "LlamaCpp"
+    VLLM = "VLLM"
+    SGLANG = "SGLang"
     SIMULATED = "Simulated"
 
 
@@ -66,7 +68,8 @@ class Engine(Part):
     """What runs the model."""
 
     type: EngineType = EngineType.LLAMA_CPP
-    """LlamaCpp, or Simulated (answers without a model, for load tests). Default: LlamaCpp."""
+    """LlamaCpp (reads GGUF), VLLM or SGLang (read safetensors, and have to be installed), or Simulated (answers without
+    a model, for load tests). Default: LlamaCpp."""
     args: Annotated[list[str], Field(max_length=64)] = Field(default_factory=list)
     """Flags for the engine, as --name=value. Those that Pilotage sets itself are refused by name."""
     env: Annotated[list[EnvVar], Field(max_length=64)] = Field(default_factory=list)
@@ -78,9 +81,9 @@ class Lifecycle(Part):
 
     drain_seconds: Annotated[int, Field(ge=0, le=86_400)] = 600
     """A replica that is to stop lets its running answers finish for this long. Default: 600."""
-    first_byte_timeout_seconds: Annotated[int, Field(ge=1, le=86_400)] = 600
-    """Longest silence of an engine before the first byte of an answer, and between two parts of it. A whole answer has
-    no limit. Default: 600."""
+    first_byte_timeout_seconds: Annotated[int, Field(ge=1, le=86_400)] = 3_600
+    """Longest silence of an engine before the first byte of an answer, and between two parts of it. An answer that is
+    not streamed is silent until it is whole; an engine that hangs is found earlier, by its progress. Default: 3600."""
     max_wait_seconds: Annotated[int, Field(ge=0, le=3_600)] = 120
     """A request waits this long for a free place before it is answered 503. Default: 120."""
 

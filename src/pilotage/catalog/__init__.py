@@ -3,6 +3,7 @@
 Knows nothing of engines, replicas or the machine at hand.
 """
 
+from pilotage.catalog.folders import read_model_folder
 from pilotage.catalog.gguf import read_gguf_header
 from pilotage.catalog.models import Attention, HeaderError, ModelFacts
 from pilotage.catalog.safetensors import read_safetensors_header
@@ -32,5 +33,6 @@ __all__ = [
     "WebSource",
     "parse_source",
     "read_gguf_header",
+    "read_model_folder",
     "read_safetensors_header",
 ]

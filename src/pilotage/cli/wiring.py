@@ -10,11 +10,11 @@ from pathlib import Path
 import orjson
 
 from pilotage.api import EngineType, LLMGateway, LLMService, SecretKeyRef
-from pilotage.catalog import ModelFacts, parse_source, read_gguf_header, read_safetensors_header
+from pilotage.catalog import ModelFacts, parse_source, read_gguf_header, read_model_folder, read_safetensors_header
 from pilotage.clock import Clock, SystemClock
 from pilotage.errors import Invalid
 from pilotage.files import write_atomically
-from pilotage.fleet.local.binaries import envoy_binary, require_llama_cpp
+from pilotage.fleet.local.binaries import envoy_binary, require_llama_cpp, require_module_of, require_program
 from pilotage.fleet.local.directories import Directories
 from pilotage.fleet.local.gateway_host import GatewayHost
 from pilotage.fleet.local.machine import available_memory_bytes, free_port
@@ -125,6 +125,8 @@ class LocalWeights:
 
     def facts(self, path: Path) -> ModelFacts:
         """What the file's header says."""
+        if path.is_dir():
+            return read_model_folder(path)
         return read_safetensors_header(path) if path.suffix == ".safetensors" else read_gguf_header(path)
 
 
@@ -152,8 +154,15 @@ class LocalMachine:
 
     def require_engine(self, service: LLMService) -> None:
         envoy_binary()
-        if service.spec.engine.type is EngineType.LLAMA_CPP:
-            require_llama_cpp()
+        match service.spec.engine.type:
+            case EngineType.LLAMA_CPP:
+                require_llama_cpp()
+            case EngineType.VLLM:
+                require_program("vllm", hint="pip install vllm, on a machine with a GPU that it supports")
+            case EngineType.SGLANG:
+                require_module_of("python3", "sglang", hint="pip install sglang, on a machine with a GPU")
+            case EngineType.SIMULATED:
+                pass
 
 
 def store_of(directories: Directories) -> WeightsStore:

@@ -18,10 +18,12 @@ class InvalidEngineArgs(Invalid):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """How to start the engine. The key that it must ask for is in the environment as PILOTAGE_ENGINE_KEY, not here."""
+    """How to start the engine. The key that it must ask for is not here: it is in the environment, as `key_variable`,
+    and where a text of `argv` says $(PILOTAGE_ENGINE_KEY) it is put in its place, as Kubernetes does."""
 
     argv: tuple[str, ...]
     env: Mapping[str, str]
+    key_variable: str = KEY_VARIABLE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

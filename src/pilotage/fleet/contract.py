@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from pilotage.engines import KEY_VARIABLE
 from pilotage.rollout import Phase
 
 
@@ -23,6 +24,7 @@ class AgentConfig(_Message):
     argv: tuple[str, ...]
     env: dict[str, str]
     engine_key: str
+    key_variable: str = KEY_VARIABLE
     port: int
     health_path: str
     warm_up_path: str

@@ -514,6 +514,7 @@ class Operator:
             argv=launch.argv,
             env={**launch.env, **{env.name: env.value for env in service.spec.engine.env}},
             engine_key=self._run_key,
+            key_variable=launch.key_variable,
             port=port,
             health_path=adapter.health_path,
             warm_up_path=adapter.warm_up.path,

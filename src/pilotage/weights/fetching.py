@@ -117,10 +117,15 @@ def _digest(entry: CacheEntry) -> str:
 
 def _in_place(source: FileSource) -> Fetched:
     path = Path(source.path)
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise NotFound(f"{path} {what}", hint="give the path of a GGUF file")
-    stat = path.stat()
-    # Reading a large file only to name it would take minutes; its identity on this machine is enough here.
-    digest = f"{stat.st_size:x}-{stat.st_mtime_ns:x}"
+    files = sorted(path.glob("*")) if path.is_dir() else [path]
+    if path.is_dir() and not any(file.suffix == ".safetensors" for file in files):
+        raise NotFound(
+            f"{path} is a folder without safetensors files", hint="give the path of a GGUF file, or a model's"
+        )
+    if not path.exists():
+        raise NotFound(f"{path} does not exist", hint="give the path of a GGUF file, or of a folder with a model")
+    stats = [file.stat() for file in files]
+    # Reading large files only to name them would take minutes; their identity on this machine is enough here.
+    digest = "-".join(f"{stat.st_size:x}-{stat.st_mtime_ns:x}" for stat in stats)
+    digest = digest if len(stats) == 1 else hashlib.sha256(digest.encode()).hexdigest()
     return Fetched(path=path, resolved=str(source), digest=digest, entry_id=None, was_cached=True)

@@ -1,0 +1,84 @@
+"""Engines that are known by description alone: their own server is started, by its own flags."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pilotage.engines.adapter import (
+    KEY_VARIABLE,
+    InvalidEngineArgs,
+    Launch,
+    MetricNames,
+    Route,
+    WarmUp,
+    at_least_one,
+    parsed_args,
+)
+
+Flags = Mapping[str, type[int] | type[float] | type[str] | type[bool]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Described:
+    """One engine as data. Texts in `command` and `own_flags` may hold {model}, {port}, {name} and {context}.
+
+    `flags` are those that a user may set, by their full names: both servers take abbreviations, so a flag that is not
+    in the list is refused and not looked for in a list of forbidden ones. `slots_flag` is the one that says how many
+    requests run at once, `env` what the server is started with, `key_variable` where it looks for its key (None: it
+    has to be given as a flag, where other users of the machine can read it).
+    """
+
+    title: str
+    version: str
+    program: str
+    command: tuple[str, ...]
+    own_flags: tuple[str, ...]
+    flags: Flags
+    slots_flag: str
+    default_slots: int
+    metrics: MetricNames
+    routes_by_task: Mapping[str, tuple[Route, ...]]
+    stream_patch: Mapping[str, object]
+    env: Mapping[str, str]
+    key_variable: str | None
+    keepalive_s: float
+    health_path: str = "/health"
+    needs_weights: bool = True
+    file_formats: tuple[str, ...] = ("safetensors",)
+    model_name: str | None = None
+    warm_up: WarmUp = field(
+        default_factory=lambda: WarmUp(path="/v1/completions", body={"prompt": "Hello", "max_tokens": 2})
+    )
+
+    def routes(self, args: Sequence[str]) -> tuple[Route, ...]:
+        """What clients may ask, by the task that the flags choose."""
+        parsed = self._parsed(args)
+        embeds = parsed.get("--runner") == "pooling" or bool(parsed.get("--is-embedding"))
+        return self.routes_by_task["embed" if embeds else "generate"]
+
+    def slots(self, args: Sequence[str]) -> int:
+        """Requests it works on at once."""
+        return at_least_one(int(self._parsed(args).get(self.slots_flag, self.default_slots)), flag=self.slots_flag)
+
+    def launch(
+        self, *, model: Path | None, args: Sequence[str], port: int, context_tokens: int, served_name: str
+    ) -> Launch:
+        """How to start it on loopback."""
+        assert model is not None
+        if self.title == "SGLang" and ":" in served_name:
+            raise InvalidEngineArgs(
+                f"SGLang takes no model name with a colon: {served_name!r}", hint="choose other spec.model.servedNames"
+            )
+        slots = self.slots(args)
+        said = {"model": str(model), "port": str(port), "name": served_name, "context": str(context_tokens)}
+        own = tuple(text.format(**said) for text in (*self.command, *self.own_flags))
+        chosen = tuple(arg for arg in args if arg.partition("=")[0] != self.slots_flag)
+        key = () if self.key_variable else (f"--api-key=$({KEY_VARIABLE})",)
+        return Launch(
+            argv=(*own, f"{self.slots_flag}={slots}", *key, *chosen),
+            env=dict(self.env),
+            key_variable=self.key_variable or KEY_VARIABLE,
+        )
+
+    def _parsed(self, args: Sequence[str]) -> dict[str, int | float | str | bool]:
+        return parsed_args(args, known=self.flags, engine=self.title)

@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 
-.PHONY: help demo test check unit lint bench clean lock generated
+.PHONY: help demo test check unit lint soak bench clean lock generated
 
 help: ## list what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -29,6 +29,9 @@ lint: $(VENV)/dev.stamp
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/python tools/generate.py --check
+
+soak: $(VENV)/dev.stamp ## the faults under load, ten times as long
+	@PILOTAGE_FIRE_REQUESTS=10000 $(BIN)/pytest tests/with_envoy/test_fire.py tests/local/test_fire.py $(ARGS)
 
 bench: $(VENV)/dev.stamp ## the benchmarks; each prints its table
 	@for script in benchmarks/*/run.py; do echo "== $$script"; $(BIN)/python $$script $(ARGS) || exit 1; done

@@ -1,9 +1,11 @@
 """Public traces, read from where they lie: PILOTAGE_TRACES, or shared/traces beside the checkout."""
 
+import csv
 import json
 import os
 import sys
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 
@@ -34,4 +36,16 @@ def mooncake() -> list[Arrival]:
         arrivals.append(
             Arrival(said["timestamp"] / 1000, said["input_length"], said["output_length"], tuple(said["hash_ids"]))
         )
+    return sorted(arrivals, key=lambda arrival: arrival.at_s)
+
+
+def azure() -> list[Arrival]:
+    """The conversations of Azure's 2023 trace, in order of arrival. It has no prefixes: every request is new."""
+    arrivals: list[Arrival] = []
+    with (folder() / "azure-2023" / "AzureLLMInferenceTrace_conv.csv").open() as file:
+        for row in csv.DictReader(file):
+            at_s = datetime.fromisoformat(row["TIMESTAMP"][:26]).timestamp()
+            prompt_tokens, first = int(row["ContextTokens"]), len(arrivals) * 10_000
+            blocks = tuple(range(first, first + prompt_tokens // 512))
+            arrivals.append(Arrival(at_s, prompt_tokens, int(row["GeneratedTokens"]), blocks))
     return sorted(arrivals, key=lambda arrival: arrival.at_s)

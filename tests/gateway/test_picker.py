@@ -362,3 +362,39 @@ def test_no_replica_ever_has_more_than_its_slots_and_nobody_waits_beside_a_free_
         usable = desk.picker.usable()["default/chat"]
         free = any(busy[f"127.0.0.1:{1000 + int(name.split('-')[1])}"] < slots for name in usable)
         assert not (free and desk.picker.waiting()["default/chat"])
+
+
+class SteppingClock(ManualClock):
+    """A clock whose wall time can be set, as administrators and NTP do."""
+
+    step_s = 0.0
+
+    def wall_s(self) -> float:
+        return self.now_s + self.step_s
+
+
+@pytest.mark.parametrize("step_s", [-86_400.0, 86_400.0])
+def test_a_wall_clock_that_is_set_ends_no_wait_and_lengthens_none(step_s: float):
+    desk = Desk()
+    clock = desk.clock = SteppingClock(1000.0)
+    desk.picker = Picker(clock=clock, random=Random(1), observer=Nobody())
+    desk.use(service(slots=1, max_wait_s=10))
+    running = desk.answer()
+    assert isinstance(running, Forward)
+    waiting, _ = desk.ask()
+    clock.step_s = step_s
+    clock.advance(9)
+    desk.picker.renewed(running.lease, None)
+    desk.picker.tick()
+    assert waiting == []
+    late, _ = desk.ask(content="late")
+    clock.advance(2)
+    desk.picker.renewed(running.lease, None)
+    desk.picker.tick()
+    assert error(waiting[0])[:2] == (503, "no_capacity")
+    # Who came after the step waits as long as the others.
+    assert late == []
+    clock.advance(9)
+    desk.picker.renewed(running.lease, None)
+    desk.picker.tick()
+    assert error(late[0])[:2] == (503, "no_capacity")

@@ -90,9 +90,9 @@ def ours(capacity: int, seed: int) -> Route:
 
     def route(arrival: Arrival, fleet: Fleet) -> int:
         for replica, in_flight in enumerate(fleet.busy):
-            board.set_load(replica, in_flight=in_flight, oldest=index.oldest(replica))
+            board.set_in_flight(replica, in_flight)
         cached = index.cached_blocks(arrival.blocks)
-        pick = choose(board, chain_blocks=len(arrival.blocks), cached_blocks=cached, tie=tie.randrange)
+        pick = choose(board, chain_blocks=len(arrival.blocks), cached_blocks=cached, age=index.age, tie=tie.randrange)
         assert pick
         index.record(pick.order[0], arrival.blocks)
         return pick.order[0]
@@ -124,7 +124,9 @@ def on_mooncake() -> None:
     """Shares hit."""
     arrivals = mooncake()
     print(f"Mooncake conversation trace, {len(arrivals)} requests, {REPLICAS} replicas, a request runs {RUN_S:.0f} s\n")
-    print("| blocks a replica | routing | share hit | of the bound, mean of 8 seeds | range | busiest/mean of a minute, p95 |")
+    print(
+        "| blocks a replica | routing | share hit | of the bound, mean of 8 seeds | range | busiest/mean of a minute, p95 |"
+    )
     print("|---|---|---|---|---|---|")
     for capacity in (1_000, 3_000):
         pooled: OrderedDict[int, None] = OrderedDict()
@@ -157,7 +159,11 @@ def on_azure() -> None:
     print(f"\nAzure 2023 conversations, {len(arrivals)} requests, {REPLICAS} replicas, no prefixes\n")
     print("| routing | mean time of a request, s | to least request | p99, s |")
     print("|---|---|---|---|")
-    ways = {"round robin": lambda _: round_robin(), "least request": least_request, "ours": lambda seed: ours(1_000, seed)}
+    ways = {
+        "round robin": lambda _: round_robin(),
+        "least request": least_request,
+        "ours": lambda seed: ours(1_000, seed),
+    }
     means: dict[str, float] = {}
     for name in ("least request", "ours", "round robin"):
         taken: list[float] = []

@@ -115,3 +115,17 @@ def test_fetching_prints_nothing(tmp_path: Path, hub: Hub):
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stdout == ""
     assert "hf_x" not in done.stderr
+
+
+def test_a_safetensors_model_comes_with_all_that_belongs_to_it(tmp_path: Path, hub: Hub):
+    wanted = {"config.json": b"{}", "model-00001-of-00002.safetensors": DATA, "model-00002-of-00002.safetensors": DATA[:999],
+              "tokenizer.json": b"{}", "sub/extra.json": b"[]"}  # fmt: skip
+    hub.files = {**wanted, "pytorch_model.bin": b"the same once more", ".gitattributes": b""}
+    told: list[int] = []
+    found = ensure(
+        parse_source("hf://own/tiny"), store=WeightsStore(tmp_path), clock=SystemClock(),
+        progress=lambda p: told.append(p.done_bytes),
+    )  # fmt: skip
+    assert {str(p.relative_to(found.path)): p.read_bytes() for p in found.path.rglob("*") if p.is_file()} == wanted
+    assert max(told) <= sum(map(len, wanted.values()))
+    assert told == sorted(told)

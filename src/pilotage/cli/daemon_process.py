@@ -37,6 +37,7 @@ from pilotage.signals import PlatformMetrics
 log = structlog.get_logger()
 
 ALIVE_EVERY_S = 1.0
+WATCH_PAUSE_S = 0.1
 # A guardian that looks at the lock holds it for a moment.
 LOCK_TRIES = 60
 LOCK_RETRY_S = 0.05
@@ -81,6 +82,7 @@ class DaemonProcess:
             asyncio.create_task(self._operator.run()),
             asyncio.create_task(self._keep_alive()),
             asyncio.create_task(self._until_done()),
+            asyncio.create_task(self._watch_gateway()),
             asyncio.create_task(stop.wait()),
         ]
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -109,6 +111,13 @@ class DaemonProcess:
         # A download that nobody wants any more sits in a thread that can't be cancelled; its part is kept on disk, and
         # waiting for it would keep the lock from the next daemon.
         os._exit(0)
+
+    async def _watch_gateway(self) -> None:
+        """Nobody is served while Envoy or the picker is gone, so the next round does not wait for its time."""
+        while True:
+            if await self._gateway.until_one_ended(at_most_s=ALIVE_EVERY_S):
+                self._operator.look()
+                await asyncio.sleep(WATCH_PAUSE_S)
 
     async def _until_done(self) -> None:
         # Also when nothing came of the first request: a refused `up` leaves no daemon behind.

@@ -96,6 +96,10 @@ class LocalGateway:
         """The picker's metrics page."""
         return await self._host.picker_metrics()
 
+    async def until_one_ended(self, *, at_most_s: float) -> bool:
+        """Wait until one of its processes has ended; false when none did in time."""
+        return await self._host.until_one_ended(at_most_s=at_most_s)
+
     def stop(self) -> None:
         """End it, and forget how it was configured."""
         self._host.stop()

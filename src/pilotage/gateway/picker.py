@@ -311,6 +311,7 @@ class Picker:
             service.board,
             chain_blocks=len(parsed.chain),
             cached_blocks=service.index.cached_blocks(parsed.chain) if parsed.chain else {},
+            age=service.index.age,
             tie=self._tie,
         )
         if pick is None:
@@ -330,9 +331,7 @@ class Picker:
             reserved_tokens=asked.tokens,
             body=parsed.digest,
         )
-        if parsed.chain:
-            # Before the lease, which tells the board what the replica would forget next.
-            service.index.record(first, parsed.chain)
+        service.index.record(first, parsed.chain)
         self.leases.grant(lease, now_s=now_s)
         headers: tuple[tuple[str, str], ...] = ()
         if account and account.is_limited:
@@ -472,16 +471,13 @@ class Picker:
                 if is_usable:
                     service.usable.append(replica.name)
                 service.board.set_slots(number, replica.slots if is_usable else 0)
-                self._restate(service, number, replica.endpoint)
+                service.board.set_in_flight(number, self.leases.in_flight[replica.endpoint])
             self._serve(service)
 
     def _load_changed(self, endpoint: str) -> None:
         place = self._by_endpoint.get(endpoint)
         if place:
-            self._restate(place[0], place[1], endpoint)
-
-    def _restate(self, service: _Service, number: int, endpoint: str) -> None:
-        service.board.set_load(number, in_flight=self.leases.in_flight[endpoint], oldest=service.index.oldest(number))
+            place[0].board.set_in_flight(place[1], self.leases.in_flight[endpoint])
 
     def _next_id(self) -> str:
         self._numbers += 1

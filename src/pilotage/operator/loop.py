@@ -174,6 +174,10 @@ class Operator:
             self._tell(key, "decision", reason="Deleted", message="it is taken down" + (" at once" if now else ""))
         self._wake.set()
 
+    def look(self) -> None:
+        """Begin the next round now."""
+        self._wake.set()
+
     @property
     def keys(self) -> list[str]:
         """All services there are, those going down included."""

@@ -16,18 +16,22 @@ class PrefixIndex:
         self._holders: dict[int, int] = {}
         # For each replica its blocks, least recently given first, with the number of the record that gave them.
         self._blocks: dict[int, OrderedDict[int, int]] = {}
+        # And how many blocks each record gave that are still there and were given by none since.
+        self._given: dict[int, OrderedDict[int, int]] = {}
         self._capacity_blocks: dict[int, int] = {}
         self._records = 0
 
     def add_replica(self, replica: int, *, capacity_blocks: int) -> None:
         """Begin to know `replica`, which holds at most `capacity_blocks`."""
         self._blocks.setdefault(replica, OrderedDict())
+        self._given.setdefault(replica, OrderedDict())
         self._capacity_blocks[replica] = capacity_blocks
 
     def remove_replica(self, replica: int) -> None:
         """Forget `replica` and all that it held."""
         for block in self._blocks.pop(replica, ()):
             self._drop(block, replica)
+        self._given.pop(replica, None)
         self._capacity_blocks.pop(replica, None)
 
     def cached_blocks(self, chain: Sequence[int]) -> dict[int, int]:
@@ -51,21 +55,33 @@ class PrefixIndex:
         if blocks is None:
             return
         bit = 1 << replica
+        given = self._given[replica]
         self._records += 1
         for block in chain:
-            if block in blocks:
-                blocks.move_to_end(block)
-            else:
+            before = blocks.get(block)
+            if before is None:
                 self._holders[block] = self._holders.get(block, 0) | bit
+            else:
+                blocks.move_to_end(block)
+                _take(given, before)
             blocks[block] = self._records
+            given[self._records] = given.get(self._records, 0) + 1
         while len(blocks) > self._capacity_blocks[replica]:
-            oldest, _ = blocks.popitem(last=False)
+            oldest, before = blocks.popitem(last=False)
+            _take(given, before)
             self._drop(oldest, replica)
 
-    def oldest(self, replica: int) -> int:
-        """When the block was last given that `replica` forgets first; 0 while it has room. Later is more."""
-        blocks = self._blocks[replica]
-        return next(iter(blocks.values())) if blocks and len(blocks) >= self._capacity_blocks[replica] else 0
+    def age(self, replica: int, new_blocks: int) -> int:
+        """When the last of those blocks was given that `replica` would forget for so many new ones, as the number of a
+        record: less is longer ago, and 0 is that there is room."""
+        missing = len(self._blocks[replica]) + new_blocks - self._capacity_blocks[replica]
+        if missing <= 0:
+            return 0
+        for record, count in self._given[replica].items():
+            missing -= count
+            if missing <= 0:
+                return record
+        return self._records
 
     def _drop(self, block: int, replica: int) -> None:
         left = self._holders[block] & ~(1 << replica)
@@ -73,6 +89,14 @@ class PrefixIndex:
             self._holders[block] = left
         else:
             del self._holders[block]
+
+
+def _take(given: OrderedDict[int, int], record: int) -> None:
+    left = given[record] - 1
+    if left:
+        given[record] = left
+    else:
+        del given[record]
 
 
 def _note(depths: dict[int, int], replicas: int, depth: int) -> None:

@@ -9,6 +9,9 @@ from pilotage.catalog import HubSource
 from pilotage.weights.problems import AccessDenied, NotFound, RateLimited, SourceUnreachable, TokenNeeded
 from pilotage.weights.store import StoredFile, WeightsStore
 
+# The same weights once more, for other software.
+OTHER_FORMATS = (".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".ot", ".gguf", ".tflite")
+
 
 def fetch_from_hub(
     source: HubSource,
@@ -34,18 +37,16 @@ def fetch_from_hub(
         info = api.model_info(source.repository, revision=source.revision, files_metadata=True)
         commit = info.sha or source.revision or "main"
         sizes = {entry.rfilename: entry for entry in info.siblings or []}
-        name = _chosen(source, list(sizes))
-        entry = sizes[name]
-        sha256 = entry.lfs.sha256 if entry.lfs else None
-        store.require_space(entry.size or 0)
+        names = _chosen(source, list(sizes))
+        total_bytes = sum(sizes[name].size or 0 for name in names)
+        store.require_space(total_bytes)
         folder = store.partial(entry_id)
-        got = api.hf_hub_download(
-            source.repository,
-            name,
-            revision=commit,
-            local_dir=folder,
-            tqdm_class=_reporter(progress, entry.size),
-        )
+        done_bytes = 0
+        # One after another: the hub's client fetches the parts of each at once.
+        for name in names:
+            reporter = _reporter(progress, total_bytes, before_bytes=done_bytes)
+            api.hf_hub_download(source.repository, name, revision=commit, local_dir=folder, tqdm_class=reporter)
+            done_bytes += sizes[name].size or 0
     except HfHubHTTPError as error:
         _translate(error, source, token)
     except OSError as error:
@@ -58,22 +59,27 @@ def fetch_from_hub(
         raise SourceUnreachable(
             f"{shown} can't be reached: {type(error).__name__}", hint="check the network, its proxy and HF_ENDPOINT"
         ) from error
-    resolved = str(HubSource(source.repository, commit, name))
-    path = folder / name
-    assert str(path) == str(got) or path.exists()
-    return resolved, (
-        store.verify(path, entry_id=entry_id, path=PurePosixPath(PurePosixPath(name).name), expected_sha256=sha256),
-    )
+    resolved = str(HubSource(source.repository, commit, names[0] if len(names) == 1 else None))
+    files = []
+    for name in names:
+        lfs = sizes[name].lfs
+        path = PurePosixPath(PurePosixPath(name).name) if len(names) == 1 else PurePosixPath(name)
+        expected = lfs.sha256 if lfs else None
+        files.append(store.verify(folder / name, entry_id=entry_id, path=path, expected_sha256=expected))
+    return resolved, tuple(files)
 
 
-def _chosen(source: HubSource, names: list[str]) -> str:
+def _chosen(source: HubSource, names: list[str]) -> list[str]:
+    """The one file that is named, the only GGUF, or a safetensors model with all that belongs to it."""
     if source.file:
         if source.file in names:
-            return source.file
+            return [source.file]
         raise NotFound(f"{source.repository} holds no {source.file}", hint=_choices(names))
     candidates = [name for name in names if name.endswith(".gguf")]
     if len(candidates) == 1:
-        return candidates[0]
+        return candidates
+    if not candidates and "config.json" in names and any(name.endswith(".safetensors") for name in names):
+        return [name for name in names if not name.endswith(OTHER_FORMATS) and not name.startswith(".")]
     said = f"{len(candidates)} GGUF files" if candidates else "no GGUF file"
     raise NotFound(f"{source.repository} holds {said}", hint=_choices(names))
 
@@ -107,7 +113,7 @@ def _translate(error: Any, source: HubSource, token: str | None) -> NoReturn:
     raise SourceUnreachable(f"{shown} answers {status}", hint="the hub has a problem; try again later") from None
 
 
-def _reporter(progress: Callable[[int, int | None], None], size_bytes: int | None) -> Any:
+def _reporter(progress: Callable[[int, int | None], None], size_bytes: int | None, *, before_bytes: int) -> Any:
     """A tqdm that reports instead of drawing."""
     from tqdm.auto import tqdm
 
@@ -116,7 +122,7 @@ def _reporter(progress: Callable[[int, int | None], None], size_bytes: int | Non
             kwargs.pop("name", None)
             kwargs["disable"] = True
             super().__init__(*args, **kwargs)
-            self._done = int(kwargs.get("initial") or 0)
+            self._done = before_bytes + int(kwargs.get("initial") or 0)
 
         def update(self, n: float | None = 1) -> None:
             self._done += int(n or 0)

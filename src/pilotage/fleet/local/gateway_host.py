@@ -12,7 +12,7 @@ import structlog
 
 from pilotage.fleet.local.binaries import envoy_binary
 from pilotage.fleet.local.logs import last_line
-from pilotage.fleet.local.processes import saved_process, spawn
+from pilotage.fleet.local.processes import saved_process, spawn, until_one_ended
 
 log = structlog.get_logger()
 
@@ -72,6 +72,11 @@ class GatewayHost:
             log.info("gateway_process_started", process=name)
             started.append(name)
         return started
+
+    async def until_one_ended(self, *, at_most_s: float) -> bool:
+        """Wait until Envoy or the picker has ended; false when neither did in time."""
+        saved = [saved_process(self._identity(name)) for name in ("envoy", "picker")]
+        return await until_one_ended([one for one in saved if one and one.is_alive()], at_most_s=at_most_s)
 
     @property
     def failure(self) -> str:

@@ -1,10 +1,12 @@
 """Processes that outlive whoever started them, and are known again by pid and start time."""
 
+import asyncio
 import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,6 +68,31 @@ def saved_process(path: Path) -> ProcessIdentity | None:
         return ProcessIdentity(int(said["pid"]), str(said["started"]))
     except (OSError, ValueError, KeyError):
         return None
+
+
+async def until_one_ended(processes: Iterable[ProcessIdentity], *, at_most_s: float) -> bool:
+    """Wait until one of these has ended; false when none did in time.
+
+    Linux only: elsewhere the time passes, and whoever looks then sees.
+    """
+    ended, loop, watched = asyncio.Event(), asyncio.get_running_loop(), []
+    if sys.platform == "linux":
+        for process in processes:
+            try:
+                handle = os.pidfd_open(process.pid)
+            except OSError:
+                continue
+            watched.append(handle)
+            loop.add_reader(handle, ended.set)
+    try:
+        await asyncio.wait_for(ended.wait(), timeout=at_most_s)
+    except TimeoutError:
+        return False
+    finally:
+        for handle in watched:
+            loop.remove_reader(handle)
+            os.close(handle)
+    return True
 
 
 def spawn(argv: Sequence[str], *, log: Path) -> ProcessIdentity:

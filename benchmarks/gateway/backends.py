@@ -45,7 +45,7 @@ def nginx(count: int) -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def streams(count: int) -> Iterator[list[int]]:
-    """`count` ports that stream 20 chunks a second, for ever."""
+    """`count` ports that stream 20 chunks a second, for ever; a plain request is answered once its body is read."""
     with tempfile.TemporaryDirectory(prefix="pltb-") as name:
         log = Path(name) / "log"
         ports = [free_port() for _ in range(count)]
@@ -63,6 +63,11 @@ CHUNK = (
 )
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 
+PLAIN = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (
+    len(ANSWER),
+    ANSWER.encode(),
+)
+
 
 async def _stream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
@@ -74,7 +79,10 @@ async def _stream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
             length = int(
                 next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length")).split(b":")[1]
             )
-            await reader.readexactly(length)
+            body = await reader.readexactly(length)
+            if b'"stream": true' not in body[-64:]:
+                writer.write(PLAIN)
+                continue
             writer.write(HEAD)
             number = 0
             while not writer.is_closing() and not reader.at_eof():
@@ -87,7 +95,7 @@ async def _stream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
 
 
 async def _serve(ports: list[int]) -> None:
-    servers = [await asyncio.start_server(_stream, "127.0.0.1", port, backlog=4096) for port in ports]
+    servers = [await asyncio.start_server(_stream, "127.0.0.1", port, backlog=4096, limit=2**20) for port in ports]
     await asyncio.gather(*(server.serve_forever() for server in servers))
 
 

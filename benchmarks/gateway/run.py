@@ -130,7 +130,7 @@ def latency(rounds: int, seconds: float, folder: Path) -> None:
                     for part in (0, 1)
                 ]
                 print(
-                    f"| {size // 1000 or 1.5} kB | {path} | {spread(p50)} | {spread(p99)} | {spread(over[0])} | "
+                    f"| {size / 1000:g} kB | {path} | {spread(p50)} | {spread(p99)} | {spread(over[0])} | "
                     f"{spread(over[1])} | {target if path == 'pilotage' else ''} |",
                     flush=True,
                 )
@@ -209,7 +209,7 @@ def mixed(rounds: int, seconds: float, _: Path) -> None:
     )
     psutil.Process().cpu_affinity([LOAD_CORE])
     seen: dict[str, list[tuple[float, float]]] = {path: [] for path in ("bare Envoy", "pilotage")}
-    with nginx(REPLICAS) as ports:
+    with streams(REPLICAS) as ports:
         for _round in range(rounds):
             for path, found in seen.items():
                 with open_path(path, ports) as running:
@@ -236,11 +236,15 @@ async def _read_streams(port: int, count: int, seconds: float, running: Running)
         while data := await reader.read(65536):
             chunks += data.count(b"data: ")
 
+    # What the product takes while nothing runs is no part of a chunk.
+    idle_s = running.cpu_s()
+    await asyncio.sleep(3)
+    idle_s = (running.cpu_s() - idle_s) / 3
     tasks = [asyncio.create_task(read()) for _ in range(count)]
     await asyncio.sleep(3)
     cpu_s, before = running.cpu_s(), chunks
     await asyncio.sleep(seconds)
-    used_s, came = running.cpu_s() - cpu_s, chunks - before
+    used_s, came = running.cpu_s() - cpu_s - idle_s * seconds, chunks - before
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
@@ -251,18 +255,18 @@ async def _read_streams(port: int, count: int, seconds: float, running: Running)
 
 def streamed(rounds: int, seconds: float, _: Path) -> None:
     """CPU of a relayed chunk: usage in every chunk, read on the way; the periodic log on."""
-    used: dict[str, list[float]] = {path: [] for path in PATHS}
+    used: dict[str, list[float]] = {path: [] for path in ("bare Envoy", "pilotage")}
     psutil.Process().cpu_affinity([LOAD_CORE])
     with streams(REPLICAS) as ports:
         for _round in range(rounds):
-            for path in PATHS:
+            for path in used:
                 with open_path(path, ports) as running:
                     cpu_s, chunks = asyncio.run(_read_streams(running.port, STREAMS, 2 * seconds, running))
                     used[path].append(cpu_s / chunks * 1e6)
     print(
         f"\n## CPU of a streamed chunk, {STREAMS} streams of 20 chunks/s, microseconds\n\n| path | CPU | to bare Envoy, by round | target |\n|---|---|---|---|"
     )
-    for path in PATHS:
+    for path in used:
         ratios = [ours / bare for ours, bare in zip(used[path], used["bare Envoy"], strict=True)]
         print(
             f"| {path} | {spread(used[path], '{:.1f}')} | {spread(ratios)} | {'1.10' if path == 'pilotage' else ''} |",

@@ -5,9 +5,11 @@ are; it ends with its input, so that a picker that is killed leaves nothing behi
 """
 
 import asyncio
+import os
 import struct
 import sys
 from collections import deque
+from collections.abc import Sequence
 from typing import BinaryIO, get_args
 
 import msgspec
@@ -18,7 +20,8 @@ from pilotage.gateway.requests import Parsed, PromptField, Unreadable, parse
 log = structlog.get_logger()
 
 # Below this the reading takes less time than the way to another process.
-LARGE_BYTES = 256 * 1024
+LARGE_BYTES = 512 * 1024
+NICENESS = 15
 _FRAME = struct.Struct("<BI")
 _LENGTH = struct.Struct("<I")
 _FIELDS: tuple[PromptField, ...] = get_args(PromptField)
@@ -33,20 +36,20 @@ class LargeBodies:
         self._asked: deque[asyncio.Future[Parsed | Unreadable]] = deque()
         self._reader: asyncio.Task[None] | None = None
 
-    async def parse(self, body: bytes, field: PromptField) -> Parsed | Unreadable:
-        """As `requests.parse`; here, when the process fails twice."""
+    async def parse(self, parts: Sequence[bytes], field: PromptField) -> Parsed | Unreadable:
+        """As `requests.parse` of the parts together; here, when the process fails twice."""
         for _ in range(2):
             try:
                 process = await self._running()
                 assert process.stdin
                 answer: asyncio.Future[Parsed | Unreadable] = asyncio.get_running_loop().create_future()
                 self._asked.append(answer)
-                process.stdin.write(_FRAME.pack(_FIELDS.index(field), len(body)))
-                process.stdin.write(body)
+                process.stdin.write(_FRAME.pack(_FIELDS.index(field), sum(map(len, parts))))
+                process.stdin.writelines(parts)
                 return await answer
             except (OSError, EOFError) as error:
                 log.warning("large_body_reader_failed", error=str(error))
-        return parse(body, field)
+        return parse(b"".join(parts), field)
 
     async def start(self) -> None:
         """Start the process now, so that the first large body need not wait for it."""
@@ -99,4 +102,6 @@ def serve(bodies: BinaryIO, output: BinaryIO) -> None:
 
 
 if __name__ == "__main__":
+    # Who waits for a large body waits for its upload anyway; Envoy and the picker go first.
+    os.nice(NICENESS)
     serve(sys.stdin.buffer, sys.stdout.buffer)

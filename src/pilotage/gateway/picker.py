@@ -26,7 +26,7 @@ from pilotage.routing import Board, PrefixIndex, choose
 
 
 class Request(msgspec.Struct, frozen=True):
-    """What Envoy tells of a client's request. `parsed` is there when the body was read already, elsewhere."""
+    """What Envoy tells of a client's request. A large body is read elsewhere: then `parsed` is there, and its size."""
 
     method: str
     path: str
@@ -35,6 +35,7 @@ class Request(msgspec.Struct, frozen=True):
     arrival_s: float
     traceparent: str | None
     parsed: Parsed | Unreadable | None = None
+    large_bytes: int = 0
 
 
 class Forward(msgspec.Struct, frozen=True):
@@ -280,7 +281,7 @@ class Picker:
                 return answers.over_limit(
                     refusal.limit, str(refusal), retry_after_s=after_s, headers=account.headers(now_s=now_s)
                 )
-        body_bytes = len(request.body)
+        body_bytes = request.large_bytes or len(request.body)
         return service, _Asked(parsed, request.key, request.arrival_s, request.traceparent, body_bytes, account, tokens)
 
     def _not_opened(self, key: str | None, parsed: Parsed) -> Answer:

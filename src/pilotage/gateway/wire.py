@@ -81,8 +81,11 @@ class CheckProtocol(asyncio.Protocol):
         self._body.append(body)
 
     def on_message_complete(self) -> None:
-        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        self._body = []
+        parts, self._body = self._body, []
+        size = sum(map(len, parts))
+        is_large = size >= LARGE_BYTES
+        # Ten megabytes are not even put together here.
+        body = b"" if is_large else parts[0] if len(parts) == 1 else b"".join(parts)
         headers = self._headers
         request = Request(
             self._parser.get_method().decode("ascii"),
@@ -92,17 +95,18 @@ class CheckProtocol(asyncio.Protocol):
             self._arrival_s(),
             _text(headers.get(b"traceparent")),
         )
-        if len(body) >= LARGE_BYTES:
+        if is_large:
             field = self._picker.prompt_field(request.method, request.path)
             if field:
-                self._reading = asyncio.get_running_loop().create_task(self._read_large(request, field))
+                self._reading = asyncio.get_running_loop().create_task(self._read_large(request, parts, size, field))
                 return
         self._waiter = self._picker.decide(request, self._reply)
 
-    async def _read_large(self, request: Request, field: PromptField) -> None:
-        parsed = await self._large.parse(request.body, field)
+    async def _read_large(self, request: Request, parts: list[bytes], size: int, field: PromptField) -> None:
+        parsed = await self._large.parse(parts, field)
         self._reading = None
-        self._waiter = self._picker.decide(msgspec.structs.replace(request, parsed=parsed), self._reply)
+        read = msgspec.structs.replace(request, parsed=parsed, large_bytes=size)
+        self._waiter = self._picker.decide(read, self._reply)
 
     def _reply(self, verdict: Verdict) -> None:
         self._waiter = None

@@ -241,3 +241,30 @@ async def test_two_thousand_large_requests_are_held_within_bounds_and_the_excess
         for writer in held:
             writer.close()
         await gateway.until(lambda status: not any(status["waiting"].values()))
+
+
+async def test_the_openai_client_raises_when_an_engine_dies_in_a_stream(gateway: Gateway):
+    import openai
+
+    async with fleet(gateway, 1, "--step-seconds=0.05") as engines:
+        client = openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0)
+        messages = [{"role": "user", "content": "Go on."}]
+        stream = await client.chat.completions.create(model="chat", messages=messages, max_tokens=400, stream=True)  # type: ignore[call-overload]
+        seen = 0
+        with pytest.raises((openai.APIError, httpx.HTTPError)):
+            async for _ in stream:
+                seen += 1
+                if seen == 3:
+                    engines.engines[0].kill()
+        assert seen >= 3
+
+
+async def test_a_plain_answer_may_take_its_time(gateway: Gateway):
+    """Ten minutes at a hundredth: silent for six seconds, where the limit of an hour is 36."""
+    async with (
+        fleet(gateway, 1, "--step-seconds=0.06", first_byte_timeout_s=36.0),
+        httpx.AsyncClient(timeout=60) as client,
+    ):
+        answer = await client.post(f"{gateway.url}/v1/chat/completions", json=chat(max_tokens=100))
+        assert answer.status_code == 200
+        assert answer.json()["usage"]["completion_tokens"] == 100

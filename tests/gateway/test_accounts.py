@@ -167,3 +167,12 @@ def test_a_ledger_that_is_cut_short_or_full_of_rubbish_is_begun_anew(tmp_path: P
     path.write_bytes(b"\xff" * path.stat().st_size)
     mine = Account("a" * 12, KeyLimits(requests_per_minute=10), ledger=Ledger(path), now_s=1.0)
     mine.require(parsed(), running=0, now_s=1.0)
+
+
+def test_a_disk_without_room_costs_the_memory_of_limits_and_not_the_picker(tmp_path: Path):
+    full = tmp_path / "a-folder-in-its-place"
+    full.mkdir()
+    mine = Account("a" * 12, KeyLimits(requests_per_minute=1), ledger=Ledger(full), now_s=0.0)
+    mine.admit(0, now_s=0.0)
+    with pytest.raises(Refusal):
+        mine.require(parsed(), running=0, now_s=0.0)

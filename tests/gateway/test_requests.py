@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pilotage.gateway import large_bodies
 from pilotage.gateway.large_bodies import LargeBodies
 from pilotage.gateway.requests import BLOCK_BYTES, MOST_BLOCKS, Parsed, Unreadable, parse
 
@@ -73,6 +74,21 @@ async def test_large_bodies_are_read_elsewhere_and_alike():
         bodies = [body(messages=str(n) * 600_000) for n in range(3)] + [b"{", b"[]"]
         for data in bodies:
             assert await reader.parse([data[:1], data[1:]], "messages") == parse(data, "messages")
+    finally:
+        await reader.stop()
+
+
+async def test_a_reader_that_hangs_is_replaced(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(large_bodies, "DEADLINE_S", 0.5)
+    reader = LargeBodies()
+    try:
+        data = body(messages="x" * 600_000)
+        await reader.parse([data], "messages")
+        assert reader._process
+        hung = reader._process
+        os.kill(hung.pid, signal.SIGSTOP)
+        assert await reader.parse([data], "messages") == parse(data, "messages")
+        assert await hung.wait() == -signal.SIGKILL
     finally:
         await reader.stop()
 

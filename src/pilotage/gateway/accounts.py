@@ -6,6 +6,7 @@ beyond the reservation is a debt that the next minute pays. Buckets are kept in 
 finds them as they were.
 """
 
+import errno
 import hashlib
 import math
 import mmap
@@ -14,8 +15,12 @@ import struct
 from collections.abc import Iterable
 from pathlib import Path
 
+import structlog
+
 from pilotage.gateway.requests import Parsed
 from pilotage.gateway.table import KeyEntry, KeyLimits, ServiceEntry
+
+log = structlog.get_logger()
 
 # Reserved for an answer whose request sets no limit.
 DEFAULT_OUTPUT_TOKENS = 256
@@ -183,15 +188,12 @@ class Ledger:
         self._free = list(range(MOST_KEPT - 1, -1, -1))
         if path is None:
             return
-        size = MOST_KEPT * _RECORD.size
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            if os.fstat(handle).st_size != size:
-                os.ftruncate(handle, 0)
-                os.ftruncate(handle, size)
-            self._map = mmap.mmap(handle, size)
-        finally:
-            os.close(handle)
+            self._map = _mapped(path, MOST_KEPT * _RECORD.size)
+        except OSError as error:
+            # Limits still hold; only a killed picker would forget what was used.
+            log.warning("limits_not_kept", error=error.strerror)
+            return
         for place in range(MOST_KEPT):
             name = self._read(place)[0]
             if name:
@@ -235,6 +237,20 @@ class Ledger:
         assert self._map is not None
         name, requests, tokens, at_s = _RECORD.unpack_from(self._map, place * _RECORD.size)
         return name.rstrip(b"\0").decode("ascii", "replace"), requests, tokens, at_s
+
+
+def _mapped(path: Path, size: int) -> mmap.mmap:
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        if os.fstat(handle).st_size != size:
+            os.ftruncate(handle, 0)
+            # Written and not left as a hole: a page that the disk has no room for would end the process when touched.
+            os.pwrite(handle, bytes(size), 0)
+            if os.fstat(handle).st_size != size:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return mmap.mmap(handle, size)
+    finally:
+        os.close(handle)
 
 
 def account_id(service: ServiceEntry, key: KeyEntry) -> str:

@@ -22,6 +22,8 @@ log = structlog.get_logger()
 # Below this the reading takes less time than the way to another process.
 LARGE_BYTES = 512 * 1024
 NICENESS = 15
+# Ten megabytes take 10 ms; what takes this long hangs.
+DEADLINE_S = 30.0
 _FRAME = struct.Struct("<BI")
 _LENGTH = struct.Struct("<I")
 _FIELDS: tuple[PromptField, ...] = get_args(PromptField)
@@ -46,9 +48,11 @@ class LargeBodies:
                 self._asked.append(answer)
                 process.stdin.write(_FRAME.pack(_FIELDS.index(field), sum(map(len, parts))))
                 process.stdin.writelines(parts)
-                return await answer
-            except (OSError, EOFError) as error:
-                log.warning("large_body_reader_failed", error=str(error))
+                return await asyncio.wait_for(answer, timeout=DEADLINE_S)
+            except (OSError, EOFError, TimeoutError) as error:
+                log.warning("large_body_reader_failed", error=f"{type(error).__name__}: {error}")
+                if isinstance(error, TimeoutError) and self._process and self._process.returncode is None:
+                    self._process.kill()
         return parse(b"".join(parts), field)
 
     async def start(self) -> None:

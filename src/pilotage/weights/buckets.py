@@ -99,7 +99,7 @@ def _file(client: Any, source: BucketSource, key: str, listed: dict[str, Any]) -
     head = client.head_object(Bucket=source.bucket, Key=key, ChecksumMode="ENABLED")
     whole = head.get("ChecksumSHA256") if head.get("ChecksumType", "FULL_OBJECT") == "FULL_OBJECT" else None
     sha256 = base64.b64decode(whole).hex() if whole and "-" not in whole else None
-    return RemoteFile(path=path, size_bytes=listed["Size"], sha256=sha256, request=request)
+    return RemoteFile(path=path, size_bytes=listed["Size"], sha256=sha256, request=request, version=etag)
 
 
 def _translate(error: Any, source: BucketSource, *, is_signed: bool) -> NoReturn:

@@ -1,10 +1,11 @@
 """Files of a source that are fetched over HTTP, some at once."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from threading import Lock
+from threading import Event, Lock
 
 from pilotage.weights.downloads import RequestOf, download
 from pilotage.weights.store import StoredFile, WeightsStore
@@ -15,12 +16,25 @@ PARALLEL_FILES = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoteFile:
-    """A file of a source. `request` gives a URL and headers anew for each try, since signatures and tokens end."""
+    """A file of a source. `request` gives a URL and headers anew for each try, since signatures and tokens end.
+
+    `version` changes when the bytes do, where no digest says so: parts of two versions must not be put together.
+    """
 
     path: PurePosixPath
     size_bytes: int | None
     sha256: str | None
     request: RequestOf
+    version: str = ""
+
+    @property
+    def part(self) -> str:
+        """The name of what has come of it."""
+        return "part-" + hashlib.sha256(f"{self.path}\n{self.sha256}\n{self.version}".encode()).hexdigest()[:16]
+
+
+class _OtherFailed(Exception):
+    """Another file of the source can't be had, so this one is not gone on with."""
 
 
 def fetch_files(
@@ -38,16 +52,18 @@ def fetch_files(
     sizes = [file.size_bytes for file in files]
     total_bytes = sum(size or 0 for size in sizes) if None not in sizes else None
     folder = store.partial(entry_id)
-    lock, done_bytes = Lock(), dict.fromkeys(range(len(files)), 0)
+    lock, failed, done_bytes = Lock(), Event(), dict.fromkeys(range(len(files)), 0)
     store.require_space((total_bytes or 0) - sum(path.stat().st_size for path in folder.glob("part-*")))
 
     def fetch(number: int, file: RemoteFile) -> StoredFile:
         def report(file_done_bytes: int, file_size_bytes: int | None) -> None:
+            if failed.is_set():
+                raise _OtherFailed
             with lock:
                 done_bytes[number] = file_done_bytes
                 progress(sum(done_bytes.values()), total_bytes if len(files) > 1 else file_size_bytes)
 
-        target = folder / f"part-{number}"
+        target = folder / file.part
         download(
             file.request,
             target,
@@ -60,8 +76,9 @@ def fetch_files(
     with ThreadPoolExecutor(PARALLEL_FILES, thread_name_prefix="fetch") as pool:
         running = [pool.submit(fetch, number, file) for number, file in enumerate(files)]
         finished, left = wait(running, return_when=FIRST_EXCEPTION)
+        failed.set()
         for future in left:
-            # Those that have not begun never do; those that run come to their end.
+            # Those that have not begun never do; those that run end at their next piece.
             future.cancel()
         for future in finished:
             future.result()

@@ -100,8 +100,20 @@ def test_engines_keep_connections_longer_than_the_gateway_does(kind: EngineType)
 
 
 def test_a_name_that_sglang_refuses_is_refused_before_it():
-    with pytest.raises(InvalidEngineArgs, match="colon"):
-        adapter_for(EngineType.SGLANG).launch(model=Path("/m"), args=[], port=1, context_tokens=1, served_name="a:b")
+    with pytest.raises(InvalidEngineArgs, match="SGLang takes no model name with ':'"):
+        adapter_for(EngineType.SGLANG).require_name("a:b")
+    adapter_for(EngineType.VLLM).require_name("a:b")
+
+
+def test_a_flag_that_is_on_or_off_is_said_as_the_engine_wants_it():
+    def said(kind: EngineType, *args: str) -> tuple[str, ...]:
+        return adapter_for(kind).launch(model=Path("/m"), args=args, port=1, context_tokens=1, served_name="m").argv
+
+    assert said(EngineType.VLLM, "--enforce-eager=true")[-1] == "--enforce-eager"
+    assert said(EngineType.VLLM, "--enforce-eager")[-1] == "--enforce-eager"
+    assert said(EngineType.VLLM, "--enable-prefix-caching=false")[-1] == "--no-enable-prefix-caching"
+    assert "cuda-graph" not in " ".join(said(EngineType.SGLANG, "--disable-cuda-graph=false"))
+    assert said(EngineType.SGLANG, "--disable-cuda-graph=true")[-1] == "--disable-cuda-graph"
 
 
 def test_a_folder_of_safetensors_is_read(tmp_path: Path):

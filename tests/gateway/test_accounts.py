@@ -176,3 +176,28 @@ def test_a_disk_without_room_costs_the_memory_of_limits_and_not_the_picker(tmp_p
     mine.admit(0, now_s=0.0)
     with pytest.raises(Refusal):
         mine.require(parsed(), running=0, now_s=0.0)
+
+
+def test_a_place_is_one_accounts_alone(tmp_path: Path):
+    """A key that never asked for anything goes, and its place is given to another, once."""
+    ledger, limits = Ledger(tmp_path / "ledger"), KeyLimits(requests_per_minute=60)
+    Account("a" * 12, limits, ledger=ledger, now_s=0.0).close()
+    second = Account("b" * 12, limits, ledger=ledger, now_s=0.0)
+    for _ in range(60):
+        second.admit(0, now_s=0.0)
+    ledger.keep_only(["b" * 12])
+    third = Account("c" * 12, limits, ledger=ledger, now_s=0.0)
+    third.admit(0, now_s=0.0)
+    again = Account("b" * 12, limits, ledger=Ledger(tmp_path / "ledger"), now_s=0.0)
+    with pytest.raises(Refusal):
+        again.require(parsed(), running=0, now_s=0.0)
+
+
+def test_an_account_that_is_gone_writes_into_no_other(tmp_path: Path):
+    ledger, limits = Ledger(tmp_path / "ledger"), KeyLimits(requests_per_minute=60)
+    gone = Account("a" * 12, limits, ledger=ledger, now_s=0.0)
+    gone.admit(0, now_s=0.0)
+    gone.close()
+    Account("b" * 12, limits, ledger=ledger, now_s=0.0).admit(0, now_s=0.0)
+    gone.admit(0, now_s=0.0)
+    assert Ledger(tmp_path / "ledger").place("b" * 12)[1] == (59.0, 0.0, 0.0)

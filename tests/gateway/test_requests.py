@@ -32,7 +32,7 @@ def test_the_last_of_equal_keys_counts_as_it_does_in_engines():
     [
         ({}, None), ({"max_tokens": 5}, 5), ({"max_completion_tokens": 7, "max_tokens": 5}, 7), ({"max_tokens": 5, "n": 3}, 15),
         ({"max_tokens": "5"}, None), ({"max_tokens": -1}, None), ({"max_tokens": True}, None), ({"max_tokens": 5, "n": 0}, 5),
-        ({"max_tokens": 1e30}, None),
+        ({"max_tokens": 1e30}, None), ({"max_tokens": 2**64 - 1, "n": 2}, 2**31),
     ],
 )  # fmt: skip
 def test_tokens_that_a_request_allows(fields: dict[str, object], tokens: int | None):

@@ -91,3 +91,15 @@ def test_what_is_written_to_the_old_log_until_the_new_one_is_there_counts(tmp_pa
             new.write(entry(request_id="new") + b"\n")
         assert [e.request_id for e in reading] == ["late"]
         assert [e.request_id for e in tail.read()] == ["new"]
+
+
+def test_where_a_request_broke_off_is_told_by_where_it_was_sent_first_and_where_it_ended():
+    first_only = read_entry(entry(attempts=2, host="b:2"))
+    both = read_entry(entry(attempts=2, host="b:2", flags="UC,URX", code=503))
+    neither = read_entry(entry(attempts=1, host="a:1"))
+    assert first_only
+    assert both
+    assert neither
+    assert set(first_only.broke_on("a:1")) == {"a:1"}
+    assert set(both.broke_on("a:1")) == {"a:1", "b:2"}
+    assert neither.broke_on("a:1") == ()

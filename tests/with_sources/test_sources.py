@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import httpx
 import pytest
@@ -34,6 +34,8 @@ from pilotage.weights import (
     WeightsStore,
     ensure,
 )
+from pilotage.weights.problems import UnsafeName
+from pilotage.weights.remote import RemoteFile, fetch_files
 from tests.weights.servers import ranged, reply, serving
 from tests.with_sources.conftest import KEY, SECRET, Bucket, Registry
 
@@ -71,6 +73,18 @@ def test_a_folder_is_fetched_whole(bucket: Bucket, tmp_path: Path):
     bucket.put("qwen-other/x", b"not this")
     found = fetch(tmp_path, "s3://models/qwen/", token=TOKEN)
     assert {path.name: path.read_bytes() for path in found.path.iterdir()} == files
+
+
+def test_an_object_whose_key_leads_out_of_the_folder_is_refused(bucket: Bucket, tmp_path: Path):
+    outside = tmp_path / "outside.gguf"
+    bucket.put("qwen/m.gguf", MODEL)
+    evil = RemoteFile(
+        path=PurePosixPath(str(outside)), size_bytes=None, sha256=None, request=lambda: (f"{bucket.url}/health", {})
+    )
+    store = WeightsStore(tmp_path / "store")
+    with pytest.raises(UnsafeName):
+        fetch_files([evil], shown_as="evil", store=store, entry_id="e", progress=lambda *_: None)
+    assert not outside.exists()
 
 
 def test_what_was_changed_on_the_server_is_thrown_away(bucket: Bucket, tmp_path: Path):
@@ -136,7 +150,7 @@ def test_what_a_registry_has_not_is_said(registry: Registry, tmp_path: Path, nam
 
 def test_a_layer_that_leads_out_of_its_folder_or_is_packed_is_refused(registry: Registry, tmp_path: Path):
     registry.push("bad", {"../../etc/passwd": b"x"})
-    with pytest.raises(Invalid, match="leads out"):
+    with pytest.raises(UnsafeName, match="leads out"):
         fetch(tmp_path, f"oci://{registry.address}/bad:v1")
     registry.push("packed", {"m": b"x"}, mediaType="application/vnd.cncf.model.weight.v1.tar+gzip")
     with pytest.raises(Invalid, match="packs m as"):
@@ -186,6 +200,41 @@ def test_tokens_are_fetched_and_renewed_in_the_middle_of_a_fetch(registry: Regis
         assert fetch(tmp_path, source, token="user:right").digest == SHA
         # One for the manifest and each part: every connection broke after 2 MB and its token was used up.
         assert server.issued >= 3
+
+
+def test_tokens_that_end_before_a_file_begins_are_renewed(registry: Registry, tmp_path: Path):
+    files = {f"model-{n}.safetensors": random.Random(n).randbytes(100_000) for n in range(9)}
+    registry.push("m", files)
+    server = TokenServer(registry, None)
+    with serving(server.handle) as url:
+        server.url = url
+        found = fetch(tmp_path, f"oci://{url.removeprefix('http://')}/m:v1", token="user:right")
+    assert {path.name: path.read_bytes() for path in found.path.iterdir()} == files
+
+
+def test_files_that_have_come_are_not_fetched_again_when_another_fails(tmp_path: Path):
+    good, asked = {f"/{n}": random.Random(n).randbytes(50_000) for n in range(6)}, []
+    broken = ["/3"]
+
+    def handle(request: BaseHTTPRequestHandler) -> None:
+        asked.append(request.path)
+        return reply(request, 404, b"") if request.path in broken else ranged(request, good[request.path])
+
+    with serving(handle) as url:
+        files = [
+            RemoteFile(path=PurePosixPath(name[1:]), size_bytes=50_000, sha256=hashlib.sha256(data).hexdigest(),
+                       request=lambda name=name: (url + name, {}))  # type: ignore[misc]
+            for name, data in good.items()
+        ]  # fmt: skip
+        store = WeightsStore(tmp_path)
+        with pytest.raises(NotFound):
+            fetch_files(files, shown_as="six", store=store, entry_id="e", progress=lambda *_: None)
+        there = {path.name for path in store.partial("e").glob("part-*") if path.stat().st_size == 50_000}
+        assert there
+        asked.clear()
+        broken.clear()
+        assert len(fetch_files(files, shown_as="six", store=store, entry_id="e", progress=lambda *_: None)) == 6
+        assert len(asked) == 6 - len(there)
 
 
 def test_dockers_own_configuration_is_read(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

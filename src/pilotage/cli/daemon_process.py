@@ -285,6 +285,11 @@ async def _with_errors(request: web.Request, handler: Any) -> web.StreamResponse
         status = 400 if isinstance(error, Invalid) else 503
         said = {"message": str(error), "hint": error.hint, "reason": error.condition_reason}
         return web.json_response({"error": said}, status=status)
+    except (OSError, ValueError) as error:
+        # A full disk, say.
+        log.exception("request_failed")
+        said = {"message": f"{type(error).__name__}: {error}", "hint": "check the disk", "reason": "InternalError"}
+        return web.json_response({"error": said}, status=503)
     return answer
 
 

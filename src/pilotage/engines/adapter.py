@@ -90,6 +90,9 @@ class EngineAdapter(Protocol):
     def slots(self, args: Sequence[str]) -> int:
         """Requests it works on at once. Raises InvalidEngineArgs."""
 
+    def require_name(self, name: str) -> None:
+        """Raises InvalidEngineArgs for a served name that the engine refuses."""
+
     def launch(
         self, *, model: Path | None, args: Sequence[str], port: int, context_tokens: int, served_name: str
     ) -> Launch:

@@ -46,6 +46,9 @@ class Described:
     needs_weights: bool = True
     file_formats: tuple[str, ...] = ("safetensors",)
     model_name: str | None = None
+    # `--no-FLAG` turns a flag off that is on by default.
+    negates: bool = False
+    refused_in_names: str = ""
     warm_up: WarmUp = field(
         default_factory=lambda: WarmUp(path="/v1/completions", body={"prompt": "Hello", "max_tokens": 2})
     )
@@ -65,20 +68,35 @@ class Described:
     ) -> Launch:
         """How to start it on loopback."""
         assert model is not None
-        if self.title == "SGLang" and ":" in served_name:
-            raise InvalidEngineArgs(
-                f"SGLang takes no model name with a colon: {served_name!r}", hint="choose other spec.model.servedNames"
-            )
         slots = self.slots(args)
         said = {"model": str(model), "port": str(port), "name": served_name, "context": str(context_tokens)}
         own = tuple(text.format(**said) for text in (*self.command, *self.own_flags))
-        chosen = tuple(arg for arg in args if arg.partition("=")[0] != self.slots_flag)
+        chosen = tuple(
+            word for arg in args if arg.partition("=")[0] != self.slots_flag for word in self._as_the_engine_says(arg)
+        )
         key = () if self.key_variable else (f"--api-key=$({KEY_VARIABLE})",)
         return Launch(
             argv=(*own, f"{self.slots_flag}={slots}", *key, *chosen),
             env=dict(self.env),
             key_variable=self.key_variable or KEY_VARIABLE,
         )
+
+    def require_name(self, name: str) -> None:
+        """Raises InvalidEngineArgs for a name that the engine refuses."""
+        if self.refused_in_names and self.refused_in_names in name:
+            raise InvalidEngineArgs(
+                f"{self.title} takes no model name with {self.refused_in_names!r}: {name!r}",
+                hint="choose other spec.model.servedNames",
+            )
+
+    def _as_the_engine_says(self, arg: str) -> tuple[str, ...]:
+        """A flag that is on or off has no value there."""
+        name, _, text = arg.partition("=")
+        if self.flags[name] is not bool:
+            return (arg,)
+        if text == "false":
+            return (f"--no-{name.removeprefix('--')}",) if self.negates else ()
+        return (name,)
 
     def _parsed(self, args: Sequence[str]) -> dict[str, int | float | str | bool]:
         return parsed_args(args, known=self.flags, engine=self.title)

@@ -71,5 +71,6 @@ SGLANG = Described(
     },
     # It has no variable for its key.
     key_variable=None,
+    refused_in_names=":",
     keepalive_s=60.0,
 )

@@ -82,5 +82,6 @@ VLLM = Described(
         "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "65",
     },
     key_variable="VLLM_API_KEY",
+    negates=True,
     keepalive_s=60.0,
 )

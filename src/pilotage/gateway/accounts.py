@@ -162,7 +162,8 @@ class Account:
 
     def close(self) -> None:
         """The key is gone; its place is free for another."""
-        self._ledger.free(self._place)
+        self._ledger.free(self.id)
+        self._place = -1
 
     def _fill(self, now_s: float) -> None:
         elapsed_s = now_s - self._at_s
@@ -218,20 +219,20 @@ class Ledger:
         if self._map is not None and place >= 0:
             _RECORD.pack_into(self._map, place * _RECORD.size, account_id.encode(), requests, tokens, at_s)
 
-    def free(self, place: int) -> None:
-        """Nobody needs what stands there any more."""
-        if self._map is None or place < 0:
+    def free(self, account_id: str) -> None:
+        """Nobody needs what stands there of this account any more."""
+        place = self._known.pop(account_id, None)
+        if self._map is None or place is None:
             return
-        self._known.pop(self._read(place)[0], None)
         self._map[place * _RECORD.size : (place + 1) * _RECORD.size] = bytes(_RECORD.size)
         self._free.append(place)
 
     def keep_only(self, account_ids: Iterable[str]) -> None:
         """Free the places of all others."""
         wanted = set(account_ids)
-        for account_id, place in list(self._known.items()):
+        for account_id in list(self._known):
             if account_id not in wanted:
-                self.free(place)
+                self.free(account_id)
 
     def _read(self, place: int) -> tuple[str, float, float, float]:
         assert self._map is not None

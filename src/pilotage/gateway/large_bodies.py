@@ -100,7 +100,13 @@ def serve(bodies: BinaryIO, output: BinaryIO) -> None:
     encode = msgspec.msgpack.Encoder().encode
     while len(head := bodies.read(_FRAME.size)) == _FRAME.size:
         field, length = _FRAME.unpack(head)
-        said = encode(parse(bodies.read(length), _FIELDS[field]))
+        body = bodies.read(length)
+        try:
+            said = encode(parse(body, _FIELDS[field]))
+        except Exception:
+            # A body that this code did not foresee must not take the others with it.
+            log.exception("large_body_unread")
+            said = encode(Unreadable("invalid_json", "The body can't be read."))
         output.write(_LENGTH.pack(len(said)) + said)
         output.flush()
 

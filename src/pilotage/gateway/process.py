@@ -232,9 +232,11 @@ class PickerProcess:
             return
         usage = entry.usage
         prompt_tokens = lease.prompt_tokens if usage.prompt_tokens is None else usage.prompt_tokens
-        # What failed before it began has used nothing.
-        used_tokens = prompt_tokens + (usage.output_tokens or 0) if entry.code == 200 else 0
-        self._picker.ended(lease, used_tokens=used_tokens, broke_on=entry.broke_on(lease.endpoint))
+        # What failed before an engine worked on it has used nothing; a client that leaves has had its prompt read.
+        was_worked_on = entry.code == 200 or (entry.host is not None and entry.reason in ("client_left", "timeout"))
+        used_tokens = prompt_tokens + (usage.output_tokens or 0) if was_worked_on else 0
+        # By the text, which names where it was sent first: a retry has moved the lease since.
+        self._picker.ended(lease, used_tokens=used_tokens, broke_on=entry.broke_on(text.split(";")[2]))
         self._recorder.ended(entry, lease, usage)
 
     async def _follow_log(self) -> None:

@@ -11,6 +11,7 @@ BLOCK_BYTES = 512
 BYTES_PER_TOKEN = 4
 LONGEST_MODEL_CHARACTERS = 256
 MOST_CHOICES = 128
+MOST_OUTPUT_TOKENS = 2**31
 # What lies further back than this megabyte tells replicas apart no better, and its blocks would fill their caches.
 MOST_BLOCKS = 2_048
 
@@ -92,7 +93,7 @@ def _max_output_tokens(request: _Body) -> int | None:
     if type(said) is not int or said < 0:
         return None
     choices = request.n if type(request.n) is int and 1 <= request.n <= MOST_CHOICES else 1
-    return said * choices
+    return min(said * choices, MOST_OUTPUT_TOKENS)
 
 
 def _chain(text: bytes) -> tuple[int, ...]:

@@ -103,10 +103,16 @@ class CheckProtocol(asyncio.Protocol):
         self._waiter = self._picker.decide(request, self._reply)
 
     async def _read_large(self, request: Request, parts: list[bytes], size: int, field: PromptField) -> None:
-        parsed = await self._large.parse(parts, field)
-        self._reading = None
-        read = msgspec.structs.replace(request, parsed=parsed, large_bytes=size)
-        self._waiter = self._picker.decide(read, self._reply)
+        try:
+            parsed = await self._large.parse(parts, field)
+            self._reading = None
+            read = msgspec.structs.replace(request, parsed=parsed, large_bytes=size)
+            self._waiter = self._picker.decide(read, self._reply)
+        except Exception:
+            # As with a small one: Envoy asks again on another connection.
+            log.exception("check_failed")
+            if self._transport:
+                self._transport.close()
 
     def _reply(self, verdict: Verdict) -> None:
         self._waiter = None

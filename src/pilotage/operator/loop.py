@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import functools
 import secrets
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,6 +54,8 @@ PROGRESS_EVERY_S = 0.1
 # The gateway counts a prefix block as 512 bytes, about 128 tokens.
 TOKENS_PER_BLOCK = 128
 STOP_WHEN_IDLE_S = 10.0
+# Sources that are fetched at once; others wait for their turn.
+MOST_FETCHES = 16
 INTERNAL_ERROR = "InternalError"
 
 
@@ -117,6 +121,8 @@ class Operator:
         self._memory: dict[str, _Memory] = {}
         self._table = RoutingTable(generation=0)
         self._wake = asyncio.Event()
+        # Threads of their own: fetches take minutes, and what the loop itself does in threads must not wait for them.
+        self._fetching = ThreadPoolExecutor(MOST_FETCHES, thread_name_prefix="fetch")
         self._state = GatewayState(listening=False, generation=None, usable={}, waiting={}, in_flight={})
         self._replicas: list[ReplicaRecord] = []
         self.gateway_resource = records.load_gateway()
@@ -127,7 +133,9 @@ class Operator:
         """Make these wanted, beside what is. Returns pairs of key and outcome: created, configured, unchanged."""
         keys = {}
         for service in services:
-            adapter_for(service.spec.engine.type).slots(service.spec.engine.args)
+            adapter = adapter_for(service.spec.engine.type)
+            adapter.slots(service.spec.engine.args)
+            adapter.require_name(service.served_names[0])
             self._machine.require_engine(service)
             keys[service.key] = self._keys(service)
         outcomes = []
@@ -352,7 +360,8 @@ class Operator:
                 raise FetchEnded
             loop.call_soon_threadsafe(self._progressed, record.key, memory, progress)
 
-        fetched = await asyncio.to_thread(self._weights.ensure, source, token=token, progress=report)
+        ensure = functools.partial(self._weights.ensure, source, token=token, progress=report)
+        fetched = await loop.run_in_executor(self._fetching, ensure)
         took_s = self._clock.monotonic_s() - began_s
         how = "was here already" if fetched.was_cached else f"fetched in {in_seconds(took_s)}"
         self._tell(
@@ -729,8 +738,9 @@ class Operator:
         return [replica for replica in self._replicas if replica.service == key]
 
     def _save(self, record: ServiceRecord) -> None:
-        self._records[record.key] = record
+        # The disk first: what it can't keep must not run.
         self._store.save(record)
+        self._records[record.key] = record
 
 
 def _newest_revision(replicas: Sequence[ReplicaRecord]) -> str:

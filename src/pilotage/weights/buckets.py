@@ -8,7 +8,14 @@ from typing import Any, NoReturn
 
 from pilotage.catalog import BucketSource
 from pilotage.errors import Invalid
-from pilotage.weights.problems import AccessDenied, NotFound, RateLimited, SourceUnreachable, TokenNeeded
+from pilotage.weights.problems import (
+    AccessDenied,
+    NotFound,
+    RateLimited,
+    SourceUnreachable,
+    TokenNeeded,
+    UnsafeName,
+)
 from pilotage.weights.remote import RemoteFile, fetch_files
 from pilotage.weights.store import StoredFile, WeightsStore
 
@@ -94,8 +101,8 @@ def _file(client: Any, source: BucketSource, key: str, listed: dict[str, Any]) -
 
     name = key.removeprefix(source.key) if source.is_folder else PurePosixPath(key).name
     path = PurePosixPath(name)
-    if ".." in path.parts:
-        raise Invalid(f"{source} holds {key!r}, which leads out of its folder", hint="rename the object")
+    if path.is_absolute() or ".." in path.parts:
+        raise UnsafeName(key)
     head = client.head_object(Bucket=source.bucket, Key=key, ChecksumMode="ENABLED")
     whole = head.get("ChecksumSHA256") if head.get("ChecksumType", "FULL_OBJECT") == "FULL_OBJECT" else None
     sha256 = base64.b64decode(whole).hex() if whole and "-" not in whole else None

@@ -39,8 +39,8 @@ def download(
                 if _fetch(client, request, target, shown_as=shown_as, before=before, progress=progress):
                     return
             except AccessDenied:
-                # A signature or token may have ended on the way; a fresh one that is refused is the answer.
-                if attempt > 1 or not target.exists():
+                # A signature or token may have ended since it was made; a fresh one that is refused is the answer.
+                if attempt > 1:
                     raise
             except httpx.HTTPError as error:
                 if attempt == TRIES:

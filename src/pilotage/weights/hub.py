@@ -1,5 +1,6 @@
 """Files of a Hugging Face repository, through huggingface_hub."""
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import PurePosixPath
@@ -39,8 +40,9 @@ def fetch_from_hub(
         sizes = {entry.rfilename: entry for entry in info.siblings or []}
         names = _chosen(source, list(sizes))
         total_bytes = sum(sizes[name].size or 0 for name in names)
-        store.require_space(total_bytes)
         folder = store.partial(entry_id)
+        here_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        store.require_space(max(0, total_bytes - here_bytes))
         done_bytes = 0
         # One after another: the hub's client fetches the parts of each at once.
         for name in names:
@@ -50,6 +52,8 @@ def fetch_from_hub(
     except HfHubHTTPError as error:
         _translate(error, source, token)
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
         raise SourceUnreachable(
             f"{shown} can't be reached: {type(error).__name__}", hint="check the network, its proxy and HF_ENDPOINT"
         ) from error

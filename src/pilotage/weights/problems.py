@@ -71,6 +71,17 @@ class DigestMismatch(WeightsError):
         )
 
 
+class UnsafeName(WeightsError):
+    """A source holds a file whose name leads out of its folder."""
+
+    condition_reason = "UnsafeName"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"the source holds a file {name!r}, which leads out of its folder", hint="rename it at its source"
+        )
+
+
 class NotEnoughDisk(WeightsError):
     """The disk can't hold it."""
 

@@ -24,6 +24,7 @@ from pilotage.weights.problems import (
     RateLimited,
     SourceUnreachable,
     TokenNeeded,
+    UnsafeName,
     WeightsError,
 )
 from pilotage.weights.remote import RemoteFile, fetch_files
@@ -89,10 +90,6 @@ class _Registry:
         """The manifest called by a tag or digest, and its digest."""
         response = self._get(client, f"manifests/{reference}", {"accept": ACCEPTED})
         body = response.content
-        if len(body) > LARGEST_MANIFEST_BYTES:
-            raise WeightsError(
-                f"{self._source} has a manifest of {len(body)} bytes", hint="this is no model's manifest"
-            )
         digest = "sha256:" + hashlib.sha256(body).hexdigest()
         expected = (
             reference if reference.startswith("sha256:") else response.headers.get("docker-content-digest", digest)
@@ -123,10 +120,10 @@ class _Registry:
         return client.head(f"{self._base}/blobs/{layer['digest']}")
 
     def _get(self, client: httpx.Client, path: str, headers: dict[str, str]) -> httpx.Response:
-        response = client.get(f"{self._base}/{path}", headers=self._headers(headers))
+        response = self._read(client, f"{self._base}/{path}", headers=self._headers(headers))
         if response.status_code == 401:
             self._authorize(client, response)
-            response = client.get(f"{self._base}/{path}", headers=self._headers(headers))
+            response = self._read(client, f"{self._base}/{path}", headers=self._headers(headers))
         source = str(self._source)
         match response.status_code:
             case 200:
@@ -142,6 +139,21 @@ class _Registry:
                     f"{source} answers {status}", hint="the registry has a problem; try again later"
                 )
 
+    def _read(self, client: httpx.Client, url: str, **more: Any) -> httpx.Response:
+        """A small answer, read no further than it may be long."""
+        request = client.build_request("GET", url, **{key: more[key] for key in more if key != "auth"})
+        request.headers["accept-encoding"] = "identity"
+        response = client.send(request, stream=True, auth=more.get("auth"))
+        body = b""
+        try:
+            for part in response.iter_raw():
+                body += part
+                if len(body) > LARGEST_MANIFEST_BYTES:
+                    raise WeightsError(f"{self._source}: an answer of more than 4 MB", hint="it is no model's manifest")
+        finally:
+            response.close()
+        return httpx.Response(response.status_code, headers=response.headers, content=body, request=request)
+
     def _headers(self, more: dict[str, str]) -> dict[str, str]:
         return {**more, **({"authorization": self._authorization} if self._authorization else {})}
 
@@ -155,9 +167,8 @@ class _Registry:
             self._authorization = "Basic " + base64.b64encode(":".join(self._credentials).encode()).decode()
         elif scheme.lower() == "bearer" and "realm" in said:
             scope = said.get("scope") or f"repository:{self._source.repository}:pull"
-            answer = client.get(
-                said["realm"], params={"service": said.get("service", ""), "scope": scope}, auth=self._credentials
-            )
+            params = {"service": said.get("service", ""), "scope": scope}
+            answer = self._read(client, said["realm"], params=params, auth=self._credentials)
             if answer.status_code in (400, 401, 403):
                 raise AccessDenied(source, gated=False) if self._credentials else TokenNeeded(source)
             if answer.status_code != 200:
@@ -179,7 +190,7 @@ def _layers(manifest: dict[str, Any], source: RegistrySource) -> list[tuple[dict
             continue
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or not path.parts or "\\" in name:
-            raise Invalid(f"{source} holds {name!r}, which leads out of its folder", hint="push it with other names")
+            raise UnsafeName(name)
         if not _is_plain(layer, config_type):
             raise Invalid(
                 f"{source} packs {name} as {layer['mediaType']}",

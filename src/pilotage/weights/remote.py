@@ -55,7 +55,7 @@ def fetch_files(
     lock, failed, done_bytes = Lock(), Event(), dict.fromkeys(range(len(files)), 0)
     store.require_space((total_bytes or 0) - sum(path.stat().st_size for path in folder.glob("part-*")))
 
-    def fetch(number: int, file: RemoteFile) -> StoredFile:
+    def fetch(number: int, file: RemoteFile) -> None:
         def report(file_done_bytes: int, file_size_bytes: int | None) -> None:
             if failed.is_set():
                 raise _OtherFailed
@@ -64,6 +64,9 @@ def fetch_files(
                 progress(sum(done_bytes.values()), total_bytes if len(files) > 1 else file_size_bytes)
 
         target = folder / file.part
+        if file.size_bytes is not None and target.exists() and target.stat().st_size == file.size_bytes:
+            report(file.size_bytes, file.size_bytes)
+            return
         download(
             file.request,
             target,
@@ -71,7 +74,6 @@ def fetch_files(
             before=store.require_space,
             progress=report,
         )
-        return store.verify(target, entry_id=entry_id, path=file.path, expected_sha256=file.sha256)
 
     with ThreadPoolExecutor(PARALLEL_FILES, thread_name_prefix="fetch") as pool:
         running = [pool.submit(fetch, number, file) for number, file in enumerate(files)]
@@ -82,4 +84,9 @@ def fetch_files(
             future.cancel()
         for future in finished:
             future.result()
-        return tuple(sorted((future.result() for future in running), key=lambda file: file.path))
+    # Once all are here: until then a part keeps its name, and the next try finds it.
+    stored = [
+        store.verify(folder / file.part, entry_id=entry_id, path=file.path, expected_sha256=file.sha256)
+        for file in files
+    ]
+    return tuple(sorted(stored, key=lambda file: file.path))

@@ -23,7 +23,7 @@ from typing import IO
 import orjson
 from filelock import FileLock, Timeout
 
-from pilotage.weights.problems import DigestMismatch, NotEnoughDisk
+from pilotage.weights.problems import DigestMismatch, NotEnoughDisk, UnsafeName
 
 # Left free beside what is fetched: a full disk breaks more than a fetch.
 SPARE_BYTES = 256 * 1024 * 1024
@@ -102,6 +102,9 @@ class WeightsStore:
 
     def verify(self, temporary: Path, *, entry_id: str, path: PurePosixPath, expected_sha256: str | None) -> StoredFile:
         """Put `temporary` by for `finish`. Raises DigestMismatch, and deletes it, when it is not what was promised."""
+        if path.is_absolute() or ".." in path.parts or not path.parts:
+            # Names come from other people's servers.
+            raise UnsafeName(str(path))
         sha256, size_bytes = digest_of(temporary)
         if expected_sha256 and sha256 != expected_sha256:
             temporary.unlink()

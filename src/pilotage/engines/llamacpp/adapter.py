@@ -56,6 +56,9 @@ class LlamaCpp:
         flags = parsed_args(args, known=FLAGS, engine="llama.cpp")
         return at_least_one(int(flags.get("--parallel", DEFAULT_SLOTS)), flag="--parallel")
 
+    def require_name(self, name: str) -> None:
+        """Any name will do."""
+
     def launch(
         self, *, model: Path | None, args: Sequence[str], port: int, context_tokens: int, served_name: str
     ) -> Launch:

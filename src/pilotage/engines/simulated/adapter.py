@@ -60,6 +60,9 @@ class Simulated:
         timing = timing_from(parsed_args(args, known=FLAGS, engine="the simulated engine"))
         return at_least_one(timing.most_sequences, flag="--max-num-seqs")
 
+    def require_name(self, name: str) -> None:
+        """Any name will do."""
+
     def launch(
         self, *, model: Path | None, args: Sequence[str], port: int, context_tokens: int, served_name: str
     ) -> Launch:

@@ -93,7 +93,7 @@ async def burning(url: str, *, streams: int = STREAMS, tokens: int = TOKENS) -> 
                 fire.shots.append(shot)
                 if shot.fate == "lost":
                     # Nobody listens: a client without a pause would count the same gap a thousand times.
-                    await asyncio.sleep(0.2)
+                    await asyncio.sleep(1)
                 turn += 1
 
         tasks = [asyncio.create_task(keep_on(number)) for number in range(streams)]

@@ -100,8 +100,8 @@ async def test_a_killed_envoy_costs_what_was_in_flight_and_no_slot(gateway: Gate
             await gateway.until_ready()
             after = len(fire.shots)
             await fire.more(REQUESTS // 2)
-        # In flight or refused a connection while nobody listened: at most one each, and then a pause.
-        assert len(fire.not_whole()) <= 6 * STREAMS
+        # In flight, or refused a connection while nobody listened; how long that is depends on the machine.
+        assert fire.fates()["broken"] <= STREAMS
         assert {shot.fate for shot in fire.not_whole()} <= {"broken", "lost"}, fire.not_whole()[:5]
         assert all(shot.fate == "whole" for shot in fire.shots[after + STREAMS :]), fire.not_whole()[-5:]
         await settled(gateway)

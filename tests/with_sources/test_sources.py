@@ -75,16 +75,15 @@ def test_a_folder_is_fetched_whole(bucket: Bucket, tmp_path: Path):
     assert {path.name: path.read_bytes() for path in found.path.iterdir()} == files
 
 
-def test_an_object_whose_key_leads_out_of_the_folder_is_refused(bucket: Bucket, tmp_path: Path):
-    outside = tmp_path / "outside.gguf"
-    bucket.put("qwen/m.gguf", MODEL)
-    evil = RemoteFile(
-        path=PurePosixPath(str(outside)), size_bytes=None, sha256=None, request=lambda: (f"{bucket.url}/health", {})
-    )
-    store = WeightsStore(tmp_path / "store")
-    with pytest.raises(UnsafeName):
-        fetch_files([evil], shown_as="evil", store=store, entry_id="e", progress=lambda *_: None)
-    assert not outside.exists()
+@pytest.mark.parametrize("name", ["/etc/evil.gguf", "../evil.gguf", "a/../../evil.gguf"])
+def test_a_file_whose_name_leads_out_of_the_store_is_refused(tmp_path: Path, name: str):
+    with serving(lambda request: ranged(request, b"evil")) as url:
+        evil = RemoteFile(path=PurePosixPath(name), size_bytes=None, sha256=None, request=lambda: (url, {}))
+        with pytest.raises(UnsafeName):
+            fetch_files(
+                [evil], shown_as="x", store=WeightsStore(tmp_path / "s"), entry_id="e", progress=lambda *_: None
+            )
+    assert not list(tmp_path.rglob("evil.gguf"))
 
 
 def test_what_was_changed_on_the_server_is_thrown_away(bucket: Bucket, tmp_path: Path):

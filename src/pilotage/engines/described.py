@@ -18,6 +18,15 @@ from pilotage.engines.adapter import (
 Flags = Mapping[str, type[int] | type[float] | type[str] | type[bool]]
 
 
+# By exact path: vLLM's key guards /v1 only in many versions, and some of what lies there is administration.
+ROUTES: Mapping[str, tuple[Route, ...]] = {
+    "generate": (Route("/v1/chat/completions", "messages"), Route("/v1/completions", "prompt")),
+    "embed": (Route("/v1/embeddings", "input"),),
+}
+RUNNING_USAGE: Mapping[str, object] = {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+OFFLINE: Mapping[str, str] = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Described:
     """One engine as data. Texts in `command` and `own_flags` may hold {model}, {port}, {name} and {context}.
@@ -37,11 +46,13 @@ class Described:
     slots_flag: str
     default_slots: int
     metrics: MetricNames
-    routes_by_task: Mapping[str, tuple[Route, ...]]
-    stream_patch: Mapping[str, object]
     env: Mapping[str, str]
     key_variable: str | None
-    keepalive_s: float
+    routes_by_task: Mapping[str, tuple[Route, ...]] = field(default_factory=lambda: ROUTES)
+    # Usage in every chunk: vLLM before 0.20 and SGLang tell it only when asked so.
+    stream_patch: Mapping[str, object] = field(default_factory=lambda: RUNNING_USAGE)
+    # Less than both servers keep an idle connection by `env`.
+    keepalive_s: float = 60.0
     health_path: str = "/health"
     needs_weights: bool = True
     file_formats: tuple[str, ...] = ("safetensors",)

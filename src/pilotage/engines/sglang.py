@@ -4,8 +4,8 @@ Source: the code of SGLang 0.5.23 (srt/arg_groups, srt/entrypoints/http_server.p
 metrics_collector.py); what differs in older versions is said beside it.
 """
 
-from pilotage.engines.adapter import MetricNames, Route
-from pilotage.engines.described import Described
+from pilotage.engines.adapter import MetricNames
+from pilotage.engines.described import OFFLINE, Described
 
 SGLANG = Described(
     title="SGLang",
@@ -57,14 +57,8 @@ SGLANG = Described(
         # The token counters move when a request ends; realtime_tokens with the decode log interval (since 0.5.10).
         progress=("sglang:realtime_tokens_total", "sglang:prompt_tokens_total", "sglang:generation_tokens_total"),
     ),
-    routes_by_task={
-        "generate": (Route("/v1/chat/completions", "messages"), Route("/v1/completions", "prompt")),
-        "embed": (Route("/v1/embeddings", "input"),),
-    },
-    stream_patch={"stream_options": {"include_usage": True, "continuous_usage_stats": True}},
     env={
-        "HF_HUB_OFFLINE": "1",
-        "TRANSFORMERS_OFFLINE": "1",
+        **OFFLINE,
         "SGLANG_TIMEOUT_KEEP_ALIVE": "65",
         # By default each health check is a generation of its own, which waits a second at least.
         "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "false",
@@ -72,5 +66,4 @@ SGLANG = Described(
     # It has no variable for its key.
     key_variable=None,
     refused_in_names=":",
-    keepalive_s=60.0,
 )

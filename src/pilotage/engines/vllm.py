@@ -4,8 +4,8 @@ Source: `vllm serve --help=all` and the code of vLLM 0.32 (entrypoints/launchers
 serve/middleware, v1/metrics/loggers.py); what differs in older versions is said beside it.
 """
 
-from pilotage.engines.adapter import MetricNames, Route
-from pilotage.engines.described import Described
+from pilotage.engines.adapter import MetricNames
+from pilotage.engines.described import OFFLINE, Described
 
 VLLM = Described(
     title="vLLM",
@@ -64,16 +64,8 @@ VLLM = Described(
         # Both move with every step (vllm:iteration_tokens_total is a histogram, in spite of its name).
         progress=("vllm:prompt_tokens_total", "vllm:generation_tokens_total"),
     ),
-    # By exact path: its key guards /v1 only in many versions, and some of what lies there is administration.
-    routes_by_task={
-        "generate": (Route("/v1/chat/completions", "messages"), Route("/v1/completions", "prompt")),
-        "embed": (Route("/v1/embeddings", "input"),),
-    },
-    # Versions before 0.20 tell usage in every chunk only when asked so.
-    stream_patch={"stream_options": {"include_usage": True, "continuous_usage_stats": True}},
     env={
-        "HF_HUB_OFFLINE": "1",
-        "TRANSFORMERS_OFFLINE": "1",
+        **OFFLINE,
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         # Opens sleep, collective_rpc and more.
@@ -83,5 +75,4 @@ VLLM = Described(
     },
     key_variable="VLLM_API_KEY",
     negates=True,
-    keepalive_s=60.0,
 )

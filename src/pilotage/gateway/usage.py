@@ -31,7 +31,6 @@ class LogEntry(msgspec.Struct, kw_only=True):
     code: int = 0
     details: str = ""
     flags: str = ""
-    start_s: str = "0"
     duration_ms: float = 0
     first_body_ms: float | None = None
     said_usage: dict[str, float] | None = msgspec.field(name="usage", default=None)
